@@ -1,0 +1,87 @@
+// What makes a class a layer. Concepts only: nothing to inherit from, nothing virtual.
+//
+// A layer object holds its config and views of its weights: trivially copyable, const after construction,
+// safe to call from many threads with distinct state and workspace. Argument order everywhere: batch, inputs,
+// outputs, state or tape, gradients, workspace, executor. `dx` is overwritten, parameter gradients accumulate.
+#pragma once
+
+#include "arena.hpp"
+#include "batch.hpp"
+#include "executor.hpp"
+#include "params.hpp"
+
+namespace sluice {
+
+// How large calls will be; sizes of the caller's memory follow from it.
+struct limits {
+    idx max_tokens = 0;   // tokens a sequence's state must hold
+    idx max_rows = 1;     // rows of the largest call
+    idx n_sequences = 1;  // sequences of a state
+    idx max_rollback = 0; // tokens that truncate may take back
+    idx workers = 1;      // concurrency of the executor
+};
+
+struct sizes {
+    std::size_t state = 0;     // bytes for bind_state
+    std::size_t workspace = 0; // bytes for one forward, extend or backward call
+    std::size_t tape = 0;      // bytes that one forward call pushes for backward
+};
+
+// What a layer takes for calls of at most `most.max_rows` rows, found by running its own code on arenas and an
+// executor that only count. A layer whose sizes depend on the data says its own worst case instead.
+template <class L> sizes layer_bytes(const L& layer, const limits& most) {
+    using T = typename L::scalar;
+    sizes result;
+    arena workspace, tape, state_memory;
+    dry_run counting{most.workers};
+    const executor_ref ex(counting);
+    const batch b = batch::one(most.max_rows);
+    const tensor_view<T> x(nullptr, most.max_rows, layer.d_in()), y(nullptr, most.max_rows, layer.d_out());
+    layer.forward(b, x, y, nullptr, workspace, ex);
+    if constexpr (requires { layer.backward(b, x, y, x, tape, typename L::grad_type{}, workspace, ex); }) {
+        layer.forward(b, x, y, &tape, workspace, ex);
+        result.tape = tape.bytes();
+        arena grad_memory;
+        layer.backward(b, x, y, x, tape, L::grad_type::bind(grad_memory, layer.config()), workspace, ex);
+    }
+    auto state = layer.bind_state(state_memory, most);
+    result.state = state_memory.bytes();
+    if (most.max_tokens > 0) layer.extend(b, x, y, state, workspace, ex);
+    result.workspace = workspace.bytes();
+    return result;
+}
+
+// The state of a layer that needs none.
+struct no_state {
+    static no_state bind(arena&, const auto&, const limits&) { return {}; }
+    void truncate(idx, idx) const {}
+};
+
+template <class L>
+concept layer = std::is_trivially_copyable_v<L> &&
+                requires(const L& l, const batch& b, in<typename L::scalar> x,
+                         tensor_view<typename L::scalar> y, arena* tape, arena& workspace, executor_ref ex) {
+                    typename L::config_type;
+                    typename L::params_type;
+                    { l.config() } -> std::convertible_to<typename L::config_type>;
+                    l.forward(b, x, y, tape, workspace, ex);
+                };
+
+template <class L>
+concept streaming_layer =
+    layer<L> && requires(const L& l, const batch& b, in<typename L::scalar> x, tensor_view<typename L::scalar> y,
+                         typename L::state_type& state, arena& memory, executor_ref ex, const limits& most) {
+        { l.bind_state(memory, most) } -> std::same_as<typename L::state_type>;
+        l.extend(b, x, y, state, memory, ex);
+        state.truncate(idx{}, idx{});
+    };
+
+template <class L>
+concept trainable_layer =
+    layer<L> && requires(const L& l, const batch& b, in<typename L::scalar> x, in<typename L::scalar> dy,
+                         tensor_view<typename L::scalar> dx, arena& tape, const typename L::grad_type& grad,
+                         arena& workspace, executor_ref ex) {
+        l.backward(b, x, dy, dx, tape, grad, workspace, ex);
+    };
+
+} // namespace sluice

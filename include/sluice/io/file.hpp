@@ -1,0 +1,381 @@
+// Whole files: read into memory (the default), mapped on request, and replaced atomically.
+//
+// A file that is cut short by somebody else while it is mapped ends the program with SIGBUS at the next
+// access; read() reports it as an error instead. Only regular files are opened; a FIFO does not hang.
+#pragma once
+
+#include "../core/error.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <span>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#if !defined(SLUICE_HAS_MMAP)
+#    if defined(__unix__) || defined(__APPLE__)
+#        define SLUICE_HAS_MMAP 1
+#    else
+#        define SLUICE_HAS_MMAP 0
+#    endif
+#endif
+
+#if SLUICE_HAS_MMAP
+#    include <cerrno>
+#    include <cstdio>
+#    include <fcntl.h>
+#    include <sys/mman.h>
+#    include <sys/stat.h>
+#    include <unistd.h>
+#else
+#    include <filesystem>
+#    include <fstream>
+#endif
+
+namespace sluice::io {
+
+// The bytes of a file and the name to report it by, owned or mapped. Copies share the bytes and keep them
+// alive; views into them do not.
+class file {
+public:
+    file() = default;
+    file(std::shared_ptr<const std::byte> memory, std::size_t size, std::string path)
+        : memory_(std::move(memory)), size_(size), path_(std::move(path)) {}
+
+    std::span<const std::byte> bytes() const { return {memory_.get(), size_}; }
+    const std::string& path() const { return path_; }
+
+private:
+    std::shared_ptr<const std::byte> memory_;
+    std::size_t size_ = 0;
+    std::string path_;
+};
+
+// A size computed from a file's numbers: a sum or product beyond the largest idx stays invalid, never wraps.
+// An invalid size compares unequal to everything. value() is for valid sizes.
+class checked_size {
+public:
+    constexpr checked_size(std::uint64_t value) : value_(value), valid_(value <= most) {}
+
+    constexpr bool valid() const { return valid_; }
+    constexpr std::size_t value() const { return static_cast<std::size_t>(value_); }
+
+    friend constexpr checked_size operator+(checked_size a, checked_size b) {
+        return a.valid_ && b.valid_ && a.value_ <= most - b.value_ ? checked_size(a.value_ + b.value_)
+                                                                   : invalid();
+    }
+    friend constexpr checked_size operator*(checked_size a, checked_size b) {
+        const bool fits = a.valid_ && b.valid_ && (b.value_ == 0 || a.value_ <= most / b.value_);
+        return fits ? checked_size(a.value_ * b.value_) : invalid();
+    }
+    friend constexpr bool operator==(checked_size a, checked_size b) {
+        return a.valid_ && b.valid_ && a.value_ == b.value_;
+    }
+
+private:
+    static constexpr std::uint64_t most = static_cast<std::uint64_t>(std::numeric_limits<idx>::max());
+    static constexpr checked_size invalid() { return checked_size(most + 1); }
+
+    std::uint64_t value_;
+    bool valid_;
+};
+
+inline namespace SLUICE_ISA {
+
+namespace detail {
+
+[[noreturn]] inline void fail(const std::string& path, const std::string& what) {
+    SLUICE_THROW(input_error(path + ": " + what));
+}
+
+inline std::shared_ptr<std::byte> allocate(std::size_t bytes) {
+    constexpr std::align_val_t line{64};
+    return {static_cast<std::byte*>(::operator new[](std::max<std::size_t>(bytes, 1), line)),
+            [](std::byte* p) { ::operator delete[](p, line); }};
+}
+
+}  // namespace detail
+
+// A copy of bytes that came another way. `name` stands for the path in messages.
+inline file from_memory(std::span<const std::byte> bytes, std::string name) {
+    auto memory = detail::allocate(bytes.size());
+    std::copy(bytes.begin(), bytes.end(), memory.get());
+    return {std::move(memory), bytes.size(), std::move(name)};
+}
+
+#if SLUICE_HAS_MMAP
+
+namespace detail {
+
+[[noreturn]] inline void fail_errno(const std::string& path, const std::string& what) {
+    fail(path, what + ": " + std::generic_category().message(errno));
+}
+
+// Repeats a system call that a signal interrupted.
+template <class F>
+auto uninterrupted(F&& call) {
+    auto result = call();
+    while (result < 0 && errno == EINTR) result = call();
+    return result;
+}
+
+// A regular file opened for reading.
+class descriptor {
+public:
+    explicit descriptor(const std::string& path) : path_(path) {
+        // O_NONBLOCK: opening a FIFO returns at once, to be refused below. It does not matter to a file.
+        constexpr int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+        fd_ = uninterrupted([&] { return ::open(path.c_str(), flags); });
+        if (fd_ < 0) fail_errno(path, "cannot be opened");
+        size_ = size_now();
+    }
+    descriptor(const descriptor&) = delete;
+    descriptor& operator=(const descriptor&) = delete;
+    ~descriptor() { close(); }
+
+    int number() const { return fd_; }
+    std::size_t size() const { return size_; }
+
+    // Throws where the file's size has changed since it was opened.
+    void require_unchanged() {
+        const std::size_t now = size_now();
+        if (now != size_)
+            give_up("changed from " + std::to_string(size_) + " to " + std::to_string(now) +
+                    " bytes while it was read");
+    }
+    [[noreturn]] void give_up(const std::string& what) {
+        close();
+        fail(path_, what);
+    }
+
+private:
+    std::size_t size_now() {
+        struct stat status {};
+        if (::fstat(fd_, &status) != 0) give_up("has no status");
+        if (!S_ISREG(status.st_mode)) give_up("is not a regular file");
+        return static_cast<std::size_t>(status.st_size);
+    }
+    void close() {
+        if (fd_ >= 0) ::close(fd_);
+        fd_ = -1;
+    }
+
+    std::string path_;
+    int fd_ = -1;
+    std::size_t size_ = 0;
+};
+
+}  // namespace detail
+
+// The file's content in memory aligned to 64 bytes. Throws input_error where it cannot be opened, is not a
+// regular file, is longer than `max_bytes`, or ends before its size says.
+inline file read(const std::string& path, std::size_t max_bytes = std::size_t{1} << 40) {
+    detail::descriptor source(path);
+    const std::size_t size = source.size();
+    if (size > max_bytes)
+        source.give_up("has " + std::to_string(size) + " bytes, at most " + std::to_string(max_bytes) +
+                       " are read");
+    auto memory = detail::allocate(size);
+    for (std::size_t done = 0; done < size;) {
+        const std::size_t part = std::min(size - done, std::size_t{1} << 30);
+        const auto n = detail::uninterrupted(
+            [&] { return ::pread(source.number(), memory.get() + done, part, static_cast<off_t>(done)); });
+        if (n < 0) detail::fail_errno(path, "cannot be read");
+        if (n == 0)
+            source.give_up("ends after " + std::to_string(done) + " of " + std::to_string(size) + " bytes");
+        done += static_cast<std::size_t>(n);
+    }
+    source.require_unchanged();
+    return {std::move(memory), size, path};
+}
+
+// The same without reading it: pages come from the file when they are touched. Only for files nobody
+// shortens meanwhile (see above). Throws as read does.
+inline file map(const std::string& path) {
+    detail::descriptor source(path);
+    const std::size_t size = source.size();
+    if (size == 0) return {nullptr, 0, path};
+    void* at = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, source.number(), 0);
+    if (at == MAP_FAILED) detail::fail_errno(path, "cannot be mapped");
+    std::shared_ptr<const std::byte> memory(static_cast<const std::byte*>(at), [size](const std::byte* p) {
+        ::munmap(const_cast<std::byte*>(p), size);
+    });
+    source.require_unchanged();
+    return {std::move(memory), size, path};
+}
+
+namespace detail {
+
+// A new file beside `path`, removed again unless it is published.
+class temporary {
+public:
+    explicit temporary(const std::string& path) : path_(path) {
+        struct stat old {};
+        const bool exists = ::stat(path.c_str(), &old) == 0;
+        if (exists && !S_ISREG(old.st_mode)) fail(path, "is not a regular file");
+        for (int i = 0; fd_ < 0; ++i) {
+            name_ = path + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(i);
+            constexpr int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+            fd_ = uninterrupted([&] { return ::open(name_.c_str(), flags, 0666); });
+            if (fd_ < 0 && errno != EEXIST) fail_errno(path, "cannot be written beside");
+        }
+        // Best effort: the new file is as readable as the old one was.
+        if (exists) (void)!::fchmod(fd_, old.st_mode & 0777);
+    }
+    temporary(const temporary&) = delete;
+    temporary& operator=(const temporary&) = delete;
+    ~temporary() { discard(); }
+
+    void write(std::span<const std::byte> bytes) {
+        while (!bytes.empty()) {
+            const std::size_t part = std::min(bytes.size(), std::size_t{1} << 30);
+            const auto n = uninterrupted([&] { return ::write(fd_, bytes.data(), part); });
+            if (n < 0) give_up("cannot be written");
+            bytes = bytes.subspan(static_cast<std::size_t>(n));
+        }
+    }
+    void publish() {
+        if (uninterrupted([&] { return ::fsync(fd_); }) != 0) give_up("cannot be synchronised");
+        if (::close(std::exchange(fd_, -1)) != 0) give_up("cannot be closed");
+        if (::rename(name_.c_str(), path_.c_str()) != 0) give_up("cannot be replaced");
+        name_.clear();
+        const std::size_t slash = path_.rfind('/');
+        const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
+        // Best effort: some file systems cannot synchronise a folder.
+        const int fd = uninterrupted([&] { return ::open(folder.c_str(), O_RDONLY | O_CLOEXEC); });
+        if (fd >= 0) {
+            (void)::fsync(fd);
+            ::close(fd);
+        }
+    }
+
+private:
+    void discard() {
+        if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+        if (!name_.empty()) ::unlink(name_.c_str());
+        name_.clear();
+    }
+    [[noreturn]] void give_up(const std::string& what) {
+        const std::string message = what + ": " + std::generic_category().message(errno);
+        discard();
+        fail(path_, message);
+    }
+
+    std::string path_, name_;
+    int fd_ = -1;
+};
+
+}  // namespace detail
+
+#else
+
+inline file read(const std::string& path, std::size_t max_bytes = std::size_t{1} << 40) {
+    std::error_code code;
+    if (!std::filesystem::is_regular_file(path, code)) detail::fail(path, "is not a regular file");
+    const auto size = static_cast<std::size_t>(std::filesystem::file_size(path, code));
+    if (code) detail::fail(path, "has no size: " + code.message());
+    if (size > max_bytes)
+        detail::fail(path, "has " + std::to_string(size) + " bytes, at most " + std::to_string(max_bytes) +
+                               " are read");
+    std::ifstream source(path, std::ios::binary);
+    if (!source) detail::fail(path, "cannot be opened");
+    auto memory = detail::allocate(size);
+    source.read(reinterpret_cast<char*>(memory.get()), static_cast<std::streamsize>(size));
+    const auto done = static_cast<std::size_t>(source.gcount());
+    if (done != size)
+        detail::fail(path, "ends after " + std::to_string(done) + " of " + std::to_string(size) + " bytes");
+    return {std::move(memory), size, path};
+}
+
+namespace detail {
+
+class temporary {
+public:
+    explicit temporary(const std::string& path) : path_(path) {
+        std::error_code code;
+        if (std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code))
+            fail(path, "is not a regular file");
+        for (int i = 0; name_.empty() || std::filesystem::exists(name_, code); ++i)
+            name_ = path + ".tmp-" + std::to_string(i);
+        out_.open(name_, std::ios::binary);
+        if (!out_) fail(path, "cannot be written beside");
+    }
+    ~temporary() { discard(); }
+
+    void write(std::span<const std::byte> bytes) {
+        out_.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+        if (!out_) give_up("cannot be written");
+    }
+    void publish() {
+        out_.close();
+        if (!out_) give_up("cannot be written");
+        std::error_code code;
+        std::filesystem::rename(name_, path_, code);
+        if (code) give_up("cannot be replaced: " + code.message());
+        name_.clear();
+    }
+
+private:
+    void discard() {
+        out_.close();
+        std::error_code code;
+        if (!name_.empty()) std::filesystem::remove(name_, code);
+        name_.clear();
+    }
+    [[noreturn]] void give_up(const std::string& what) {
+        discard();
+        fail(path_, what);
+    }
+
+    std::string path_, name_;
+    std::ofstream out_;
+};
+
+}  // namespace detail
+
+#endif
+
+// Where a writer of write_beside_and_rename puts its bytes, in order.
+class output {
+public:
+    explicit output(const std::string& path) : file_(path) { buffer_.reserve(capacity); }
+
+    void write(std::span<const std::byte> bytes) {
+        if (bytes.size() > capacity - buffer_.size()) flush();
+        if (bytes.size() > capacity)
+            file_.write(bytes);
+        else
+            buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
+    }
+    void publish() {
+        flush();
+        file_.publish();
+    }
+
+private:
+    static constexpr std::size_t capacity = std::size_t{1} << 16;  // rows of a strided view may be short
+    void flush() {
+        file_.write(buffer_);
+        buffer_.clear();
+    }
+
+    detail::temporary file_;
+    std::vector<std::byte> buffer_;
+};
+
+// Calls write(output&) on a new file in the same folder, synchronises it, and renames it to `path`: whoever
+// opens `path` sees all of the old file or all of the new one. On an error, or an exception of `write`, the
+// new file is removed and the old one is as it was. A symbolic link is replaced, not followed.
+template <class F>
+void write_beside_and_rename(const std::string& path, F&& write) {
+    output out(path);
+    write(out);
+    out.publish();
+}
+
+}  // namespace SLUICE_ISA
+}  // namespace sluice::io

@@ -1,0 +1,118 @@
+// Parameter sets in safetensors files: saved, read into memory, or bound to the file in place.
+//
+// A tensor's name is `prefix` followed by its name in the set ("layers.0." and "w_up"). Its type and shape
+// must be the set's; every tensor is checked before anything is written or bound.
+#pragma once
+
+#include "../core/params.hpp"
+#include "safetensors_writer.hpp"
+
+namespace sluice::io {
+inline namespace SLUICE_ISA {
+
+namespace detail {
+
+// Collects what does not fit, to be reported at once.
+class misfits {
+public:
+    template <class T>
+    void check(const safetensors& file, const std::string& name, const tensor_view<T>& wanted,
+               bool in_place) {
+        ++checked_;
+        if (!file.contains(name)) return add(name + " is missing");
+        const tensor_info& t = file.info(name);
+        if (t.type != dtype_of<T> || t.rows() != wanted.rows() || t.cols() != wanted.cols())
+            return add(name + " must be " + std::string(facts(dtype_of<T>).name) + " " +
+                       shape_text(wanted.rows(), wanted.cols()) + ", is " + t.text());
+        const std::string problem = in_place ? safetensors::view_problem(t, alignof(T)) : std::string();
+        if (!problem.empty()) add(name + " " + problem);
+    }
+    void require_none(const safetensors& file) const {
+        if (count_ == 0) return;
+        const std::string rest = count_ > listed ? "; and " + std::to_string(count_ - listed) + " more" : "";
+        fail(file.path(), std::to_string(count_) + " of " + std::to_string(checked_) +
+                              " parameters do not fit: " + text_ + rest);
+    }
+
+private:
+    static constexpr idx listed = 8;
+    void add(const std::string& what) {
+        if (count_ < listed) text_ += (count_ > 0 ? "; " : "") + what;
+        ++count_;
+    }
+    idx checked_ = 0;
+    idx count_ = 0;
+    std::string text_;
+};
+
+inline std::string full_name(std::string_view prefix, const param_name& name) {
+    return std::string(prefix) + name.str();
+}
+
+template <class P>
+void check_params(const safetensors& file, std::string_view prefix, const P& params, bool in_place) {
+    misfits found;
+    each_param(
+        [&]<class T>(const param_name& name, role, const tensor_view<T>& t) {
+            found.check(file, full_name(prefix, name), t, in_place);
+        },
+        params);
+    found.require_none(file);
+}
+
+}  // namespace detail
+
+// Adds every tensor of the set to the writer, buffers included; vectors of one row get one dimension. The
+// tensors are read by writer.save. Throws as writer.add does.
+template <class P>
+void save_params(safetensors_writer& writer, std::string_view prefix, const P& params) {
+    each_param(
+        [&]<class T>(const param_name& name, role r, const tensor_view<T>& t) {
+            if (r == role::vector && t.rows() == 1)
+                writer.add(detail::full_name(prefix, name), t, {t.cols()});
+            else
+                writer.add(detail::full_name(prefix, name), t);
+        },
+        params);
+}
+
+// Copies the file's tensors into the set's. Tensors of the file that the set does not name are ignored.
+// Throws input_error that lists every tensor that is missing or has another type or shape; nothing is
+// written then.
+template <class P>
+void load_params(const safetensors& file, std::string_view prefix, const P& params) {
+    detail::check_params(file, prefix, params, false);
+    each_param(
+        [&]<class T>(const param_name& name, role, const tensor_view<T>& t) {
+            static_assert(!std::is_const_v<T>,
+                          "sluice: load_params writes; use bind_params for const parameters");
+            file.copy_to(detail::full_name(prefix, name), t);
+        },
+        params);
+}
+
+// Replaces the views of a set shaped before (by P::bind on a dry arena, for example) by views of the file,
+// which has to outlive them. Throws as load_params does, also for tensors not aligned for their type; the
+// set is unchanged then.
+template <class P>
+void bind_params(const safetensors& file, std::string_view prefix, P& params) {
+    detail::check_params(file, prefix, params, true);
+    each_param(
+        [&]<class T>(const param_name& name, role, tensor_view<T>& t) {
+            static_assert(std::is_const_v<T>, "sluice: a file's tensors are const; use params<const W>");
+            t = file.view<T>(detail::full_name(prefix, name));
+        },
+        params);
+}
+
+// The set that a config asks for, bound to the file.
+template <class P, class Config>
+P bind(const safetensors& file, std::string_view prefix, const Config& config) {
+    arena dry;
+    P params = P::bind(dry, config);
+    bind_params(file, prefix, params);
+    return params;
+}
+
+}  // namespace SLUICE_ISA
+}  // namespace sluice::io

@@ -1,0 +1,100 @@
+// Rotary position embedding (Su et al., "RoFormer", 2021, eq. 34): pair i of a head is turned by the angle
+// position * base^(-2 i / d). `half_split` pairs (i, i + d/2), as most published checkpoints do;
+// `interleaved` pairs (2i, 2i + 1), as the paper writes it; `none` stands for no rotation in configs.
+#pragma once
+
+#include "../simd/pack.hpp"
+
+#include <numbers>
+
+namespace sluice {
+
+enum class rotary_pairs { none, half_split, interleaved };
+
+} // namespace sluice
+
+namespace sluice::kernels {
+
+// cosine and sine of 2 pi `turns` for n elements. Exact reduction: full turns drop out of the fraction.
+struct cos_sin_turns {
+    template <class Arch, class T> void operator()(Arch, const double* turns, T* cosine, T* sine, idx n) const;
+};
+
+// Rotates n_heads heads of one row in place; cosine and sine hold d / 2 values. `backwards` turns by the
+// negative angle, which is the transpose.
+struct rotate_row {
+    template <class Arch, class T>
+    void operator()(Arch, T* x, idx n_heads, idx d, const T* cosine, const T* sine, rotary_pairs pairs,
+                    bool backwards) const;
+};
+
+// Nearest integer, halves to even, for |x| < 2^51.
+template <class Arch> SLUICE_INLINE simd::pack<double, Arch> nearest(simd::pack<double, Arch> x) {
+    const simd::pack<double, Arch> magic(0x1.8p52);
+    return (x + magic) - magic;
+}
+
+template <class Arch, class T>
+void cos_sin_turns::operator()(Arch, const double* turns, T* cosine, T* sine, idx n) const {
+    using P = simd::pack<double, Arch>;
+    // Taylor coefficients, enough for |angle| <= pi / 4 in double
+    constexpr double c[] = {1.0 / 20922789888000, -1.0 / 87178291200, 1.0 / 479001600, -1.0 / 3628800,
+                            1.0 / 40320,          -1.0 / 720,         1.0 / 24,        -1.0 / 2};
+    constexpr double s[] = {1.0 / 355687428096000, -1.0 / 1307674368000, 1.0 / 6227020800, -1.0 / 39916800,
+                            1.0 / 362880,          -1.0 / 5040,          1.0 / 120,        -1.0 / 6};
+    double lanes[2][static_cast<std::size_t>(P::size)];
+    simd::for_each_pack<P>(n, [&](idx j, idx k) {
+        const P t = P::load_partial(turns + j, k);
+        const P quarters = nearest(t * P(4));
+        const P x = (t - quarters * P(0.25)) * P(2 * std::numbers::pi);
+        const P x2 = x * x;
+        P cos_x(c[0]), sin_x(s[0]);
+        for (int i = 1; i < 8; ++i) {
+            cos_x = fma(cos_x, x2, P(c[i]));
+            sin_x = fma(sin_x, x2, P(s[i]));
+        }
+        cos_x = fma(cos_x, x2, P(1));
+        sin_x = fma(sin_x * x2, x, x);
+        // quarter turns: fraction of quarters / 4 is 0, +-1/4 or +-1/2
+        const P f = quarters * P(0.25) - nearest(quarters * P(0.25));
+        const auto quarter = f * f == P(0.0625);
+        const P real = select(quarter, sin_x, cos_x);
+        const P imaginary = select(quarter, cos_x, sin_x);
+        // cos is negated for +1/4 and 1/2, sin for -1/4 and 1/2
+        const P sign_real = select(P(0.1) < f, P(-1), select(f < P(-0.4), P(-1), P(1)));
+        const P sign_imaginary = select(P(0.4) < f, P(-1), select(f < P(-0.1), P(-1), P(1)));
+        (real * sign_real).store(lanes[0]);
+        (imaginary * sign_imaginary).store(lanes[1]);
+        for (idx i = 0; i < k; ++i) {
+            cosine[j + i] = static_cast<T>(lanes[0][i]);
+            sine[j + i] = static_cast<T>(lanes[1][i]);
+        }
+    });
+}
+
+template <class Arch, class T>
+void rotate_row::operator()(Arch, T* x, idx n_heads, idx d, const T* cosine, const T* sine,
+                            rotary_pairs pairs, bool backwards) const {
+    using P = simd::pack<T, Arch>;
+    const T direction = backwards ? T(-1) : T(1);
+    const idx half = d / 2;
+    for (idx h = 0; h < n_heads; ++h, x += d) {
+        if (pairs == rotary_pairs::half_split) {
+            simd::for_each_pack<P>(half, [&](idx j, idx k) {
+                const P a = P::load_partial(x + j, k), b = P::load_partial(x + half + j, k);
+                const P c = P::load_partial(cosine + j, k);
+                const P s = P(direction) * P::load_partial(sine + j, k);
+                (a * c - b * s).store_partial(x + j, k);
+                (b * c + a * s).store_partial(x + half + j, k);
+            });
+        } else {
+            for (idx i = 0; i < half; ++i) {
+                const T a = x[2 * i], b = x[2 * i + 1], s = direction * sine[i];
+                x[2 * i] = a * cosine[i] - b * s;
+                x[2 * i + 1] = b * cosine[i] + a * s;
+            }
+        }
+    }
+}
+
+} // namespace sluice::kernels

@@ -1,0 +1,116 @@
+// Softmax of rows, and the cross-entropy of rows of logits against one class each.
+#pragma once
+
+#include "../simd/math.hpp"
+
+namespace sluice::kernels {
+
+// y = softmax(x) for rows of n; y may be x. A row that holds NaN becomes NaN; a row of -inf does too.
+struct softmax_rows {
+    template <class Arch, class T>
+    void operator()(Arch, const T* x, idx x_row, T* y, idx y_row, idx rows, idx n) const;
+};
+
+// dx = y (dy - sum_j y dy) for rows of n; dx may be dy.
+struct softmax_dx {
+    template <class Arch, class T>
+    void operator()(Arch, const T* y, idx y_row, const T* dy, idx dy_row, T* dx, idx dx_row, idx rows,
+                    idx n) const;
+};
+
+// lse[i] = log sum_j exp(x(i, j))
+struct log_sum_exp_rows {
+    template <class Arch, class T> void operator()(Arch, const T* x, idx x_row, T* lse, idx rows, idx n) const;
+};
+
+// dx(i, j) = weight (exp(x(i, j) - lse[i]) - [j = target[i]]); rows with a negative target become zero. dx may
+// be x.
+struct cross_entropy_dx {
+    template <class Arch, class T>
+    void operator()(Arch, const T* x, idx x_row, const T* lse, const token_id* target, T weight, T* dx,
+                    idx dx_row, idx rows, idx n) const;
+};
+
+// The largest of n elements; -inf for none.
+template <class Arch, class T> SLUICE_INLINE T row_largest(const T* x, idx n) {
+    using P = simd::pack<T, Arch>;
+    constexpr T lowest = -std::numeric_limits<T>::infinity();
+    P most(lowest);
+    idx j = 0;
+    for (; j + P::size <= n; j += P::size) most = max(most, P::load(x + j));
+    T largest = most.largest();
+    for (; j < n; ++j) largest = std::max(largest, x[j]);
+    return largest;
+}
+
+// Sum over j of exp(x[j] - shift), written to y where y is not null.
+template <class Arch, class T> SLUICE_INLINE T row_exp(const T* x, T shift, T* y, idx n) {
+    using P = simd::pack<T, Arch>;
+    P total;
+    simd::for_each_pack<P>(n, [&](idx j, idx k) {
+        P e = exp(P::load_partial(x + j, k) - P(shift));
+        if (k < P::size) e = zero_beyond(e, k);
+        total = total + e;
+        if (y != nullptr) e.store_partial(y + j, k);
+    });
+    return total.sum();
+}
+
+template <class Arch, class T>
+void softmax_rows::operator()(Arch, const T* x, idx x_row, T* y, idx y_row, idx rows, idx n) const {
+    using P = simd::pack<T, Arch>;
+    for (idx i = 0; i < rows; ++i) {
+        const T* from = x + i * x_row;
+        T* to = y + i * y_row;
+        const P scale(T(1) / row_exp<Arch>(from, row_largest<Arch>(from, n), to, n));
+        simd::for_each_pack<P>(
+            n, [&](idx j, idx k) { (P::load_partial(to + j, k) * scale).store_partial(to + j, k); });
+    }
+}
+
+template <class Arch, class T>
+void softmax_dx::operator()(Arch, const T* y, idx y_row, const T* dy, idx dy_row, T* dx, idx dx_row, idx rows,
+                            idx n) const {
+    using P = simd::pack<T, Arch>;
+    for (idx i = 0; i < rows; ++i) {
+        const T* p = y + i * y_row;
+        const T* d = dy + i * dy_row;
+        T* to = dx + i * dx_row;
+        P total;
+        simd::for_each_pack<P>(
+            n, [&](idx j, idx k) { total = fma(P::load_partial(p + j, k), P::load_partial(d + j, k), total); });
+        const P shift(total.sum());
+        simd::for_each_pack<P>(n, [&](idx j, idx k) {
+            (P::load_partial(p + j, k) * (P::load_partial(d + j, k) - shift)).store_partial(to + j, k);
+        });
+    }
+}
+
+template <class Arch, class T>
+void log_sum_exp_rows::operator()(Arch, const T* x, idx x_row, T* lse, idx rows, idx n) const {
+    for (idx i = 0; i < rows; ++i) {
+        const T* from = x + i * x_row;
+        const T largest = row_largest<Arch>(from, n);
+        lse[i] = largest + std::log(row_exp<Arch, T>(from, largest, nullptr, n));
+    }
+}
+
+template <class Arch, class T>
+void cross_entropy_dx::operator()(Arch, const T* x, idx x_row, const T* lse, const token_id* target, T weight,
+                                  T* dx, idx dx_row, idx rows, idx n) const {
+    using P = simd::pack<T, Arch>;
+    for (idx i = 0; i < rows; ++i) {
+        const T* from = x + i * x_row;
+        T* to = dx + i * dx_row;
+        if (target[i] < 0) {
+            std::fill_n(to, n, T(0));
+            continue;
+        }
+        simd::for_each_pack<P>(n, [&](idx j, idx k) {
+            (P(weight) * exp(P::load_partial(from + j, k) - P(lse[i]))).store_partial(to + j, k);
+        });
+        to[target[i]] -= weight;
+    }
+}
+
+} // namespace sluice::kernels

@@ -1,0 +1,174 @@
+// Grouped-query attention with a policy: y = softmax(scale q k^T, over the keys a row sees) v. One kernel for
+// every pattern of visible keys; a policy only says, for each row, which range of keys it sees.
+//
+// A policy has `n_sources` and range(sequence, row, source) -> key_range, where row counts within the sequence
+// and both ends never decrease from row to row. Sources are visited in order with one running maximum.
+// Workspace per worker does not grow with the number of keys.
+#pragma once
+
+#include "../core/arena.hpp"
+#include "../core/batch.hpp"
+#include "../core/executor.hpp"
+#include "../kernels/attention.hpp"
+#include "../kernels/elementwise.hpp"
+
+namespace sluice {
+
+template <class P>
+concept attention_policy = requires(const P& p, idx i) {
+    { P::n_sources } -> std::convertible_to<idx>;
+    { p.range(i, i, i) } -> std::same_as<key_range>;
+};
+
+// Row i of a sequence stands at key past + i and sees the keys up to itself: all of them (window 0), or the
+// last `window`, itself included.
+struct causal_attention {
+    static constexpr idx n_sources = 1;
+    idx window = 0;
+    std::span<const idx> past{}; // keys each sequence had before this call; empty: none
+
+    key_range range(idx sequence, idx row, idx) const {
+        const idx at = row + (past.empty() ? 0 : past[static_cast<std::size_t>(sequence)]);
+        return {window == 0 ? 0 : std::max<idx>(0, at + 1 - window), at + 1};
+    }
+};
+
+struct attention_shape {
+    idx n_heads = 0, n_kv_heads = 0, head_dim = 0;
+
+    idx group() const { return n_heads / n_kv_heads; }
+    double scale() const { return 1 / std::sqrt(static_cast<double>(head_dim)); }
+};
+
+// The keys and values of a packed batch as the one source of every sequence.
+template <class T> struct packed_keys {
+    const batch* rows;
+    tensor_view<const T> k, v; // n_tokens x n_kv_heads * head_dim
+    attention_source<T> operator()(idx sequence, idx) const {
+        const idx first = rows->begin(sequence);
+        return {k.row(first), v.row(first), k.row_stride(), v.row_stride(), 0};
+    }
+};
+
+inline namespace SLUICE_ISA {
+namespace detail {
+
+// Query tokens of a block: about one tile of rows, whatever the size of the group.
+inline idx attention_block_tokens(idx group) { return std::max<idx>(1, key_tile / group); }
+
+inline void check_attention(const attention_shape& s, const batch& b, idx q_rows, idx q_cols) {
+    require(s.n_kv_heads > 0 && s.n_heads > 0 && s.n_heads % s.n_kv_heads == 0, "attention",
+            "n_heads must be a multiple of n_kv_heads");
+    if (q_rows != b.n_tokens || q_cols != s.n_heads * s.head_dim)
+        SLUICE_THROW(config_error("attention: q must be " + shape_text(b.n_tokens, s.n_heads * s.head_dim) +
+                                  ", is " + shape_text(q_rows, q_cols)));
+}
+
+} // namespace detail
+
+// y (n_tokens, n_heads * head_dim) from q of the same shape; lse (n_tokens, n_heads) may be empty. `sources`
+// is called as sources(sequence, source). y may be q.
+template <class Arch = simd::native, class T, class Sources, attention_policy Policy>
+void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources& sources,
+               const Policy& policy, tensor_view<T> y, tensor_view<T> lse, arena& workspace, executor_ref ex) {
+    detail::check_attention(shape, b, q.rows(), q.cols());
+    require_shape(y, q.rows(), q.cols(), "attention", "y");
+    const idx group = shape.group(), d = shape.head_dim;
+    const idx block = detail::attention_block_tokens(group);
+    const idx scratch = kernels::attention_scratch<T, Arch>::forward(block * group, d);
+    const arena::scope scope(workspace);
+    T* memory = workspace.take<T>(ex.concurrency() * scratch);
+    for (idx s = 0; s < b.n_sequences(); ++s) {
+        const idx begin = b.begin(s), rows = b.end(s) - begin;
+        // late blocks see most keys: hand them out first, so that workers end together
+        const idx n_blocks = ceil_div(rows, block);
+        ex(n_blocks * shape.n_kv_heads, [&](idx from, idx to, idx worker) {
+            for (idx task = from; task < to; ++task) {
+                const idx first = (n_blocks - 1 - task / shape.n_kv_heads) * block;
+                const idx head = task % shape.n_kv_heads;
+                simd::invoke(Arch{}, kernels::attention_block{},
+                             kernels::attention_block_args<T, Policy, Sources>{
+                                 .q = q.row(begin + first) + head * group * d,
+                                 .q_row = q.row_stride(),
+                                 .y = y.row(begin + first) + head * group * d,
+                                 .y_row = y.row_stride(),
+                                 .lse = lse.empty() ? nullptr : lse.row(begin + first) + head * group,
+                                 .lse_row = lse.row_stride(),
+                                 .tokens = std::min(block, rows - first),
+                                 .group = group,
+                                 .head_dim = d,
+                                 .kv_head = head,
+                                 .sequence = s,
+                                 .first_row = first,
+                                 .scale = static_cast<T>(shape.scale()),
+                                 .policy = &policy,
+                                 .sources = &sources,
+                                 .scratch = memory + worker * scratch});
+            }
+        });
+    }
+}
+
+// Gradients for the keys and values of the call itself (no state). dq, dk, dv are overwritten; y and lse are
+// forward's.
+template <class Arch = simd::native, class T, attention_policy Policy>
+void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T> k, in<T> v, in<T> y,
+                        in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, tensor_view<T> dk,
+                        tensor_view<T> dv, arena& workspace, executor_ref ex) {
+    detail::check_attention(shape, b, q.rows(), q.cols());
+    require_shape(dy, q.rows(), q.cols(), "attention", "dy");
+    require_shape(dq, q.rows(), q.cols(), "attention", "dq");
+    require_shape(dk, k.rows(), k.cols(), "attention", "dk");
+    require_shape(dv, v.rows(), v.cols(), "attention", "dv");
+    const idx group = shape.group(), d = shape.head_dim;
+    const arena::scope scope(workspace);
+    const auto delta = workspace.take<T>(b.n_tokens, shape.n_heads);
+    const idx scratch = kernels::attention_scratch<T, Arch>::backward(d);
+    T* memory = workspace.take<T>(ex.concurrency() * scratch);
+    ex(b.n_tokens, [&](idx begin, idx end, idx) {
+        for (idx i = begin; i < end; ++i)
+            for (idx h = 0; h < shape.n_heads; ++h)
+                simd::invoke(Arch{}, kernels::dot{}, dy.row(i) + h * d, y.row(i) + h * d, d, &delta(i, h));
+    });
+    const packed_keys<T> sources{&b, k, v};
+    ex(b.n_sequences() * shape.n_kv_heads, [&](idx begin, idx end, idx worker) {
+        for (idx task = begin; task < end; ++task) {
+            const idx s = task / shape.n_kv_heads, head = task % shape.n_kv_heads;
+            const idx first = b.begin(s), rows = b.end(s) - first;
+            if (rows == 0) continue;
+            fill(dq.row_block(first, rows).col_block(head * group * d, group * d), T(0));
+            fill(dk.row_block(first, rows).col_block(head * d, d), T(0));
+            fill(dv.row_block(first, rows).col_block(head * d, d), T(0));
+            attention_source<T> keys = sources(s, 0);
+            keys.k += head * d;
+            keys.v += head * d;
+            simd::invoke(Arch{}, kernels::attention_backward{},
+                         kernels::attention_backward_args<T, Policy>{.q = q.row(first) + head * group * d,
+                                                                     .dy = dy.row(first) + head * group * d,
+                                                                     .lse = lse.row(first) + head * group,
+                                                                     .delta = delta.row(first) + head * group,
+                                                                     .dq = dq.row(first) + head * group * d,
+                                                                     .q_row = q.row_stride(),
+                                                                     .dy_row = dy.row_stride(),
+                                                                     .stat_row = shape.n_heads,
+                                                                     .dq_row = dq.row_stride(),
+                                                                     .keys = keys,
+                                                                     .dk = dk.row(first) + head * d,
+                                                                     .dv = dv.row(first) + head * d,
+                                                                     .dk_row = dk.row_stride(),
+                                                                     .dv_row = dv.row_stride(),
+                                                                     .rows = rows,
+                                                                     .n_keys = rows,
+                                                                     .group = group,
+                                                                     .head_dim = d,
+                                                                     .sequence = s,
+                                                                     .source = 0,
+                                                                     .scale = static_cast<T>(shape.scale()),
+                                                                     .policy = &policy,
+                                                                     .scratch = memory + worker * scratch});
+        }
+    });
+}
+
+} // namespace SLUICE_ISA
+} // namespace sluice

@@ -1,0 +1,107 @@
+// The keys and values that attention keeps between calls, for several sequences. With a window it is a ring of
+// what can still be seen; rings are whole key tiles, so that a tile is never cut in memory.
+#pragma once
+
+#include "../core/layer.hpp"
+#include "attention.hpp"
+
+namespace sluice {
+
+template <class T> struct attention_state {
+    tensor_view<T> k, v;         // n_sequences * ring x n_kv_heads * head_dim
+    tensor_view<idx> length;     // 1 x n_sequences: tokens each sequence holds
+    tensor_view<idx> newest;     // 1 x n_sequences: the most it held since it was cleared
+    idx ring = 0;                // rows of a sequence
+    idx window = 0;
+    limits most{};
+
+    // `width` is n_kv_heads * head_dim.
+    static attention_state bind(arena& a, idx width, idx window, const limits& most) {
+        require_positive(most.max_tokens, "attention state", "max_tokens");
+        require_positive(most.n_sequences, "attention state", "n_sequences");
+        require_positive(most.max_rows, "attention state", "max_rows");
+        require(most.max_rollback >= 0, "attention state", "max_rollback must not be negative");
+        attention_state s;
+        s.window = window;
+        s.most = most;
+        const idx all = round_up(most.max_tokens, key_tile);
+        s.ring = window == 0 ? all
+                             : std::min(all, round_up(window - 1 + most.max_rows + most.max_rollback, key_tile));
+        s.k = a.take<T>(most.n_sequences * s.ring, width);
+        s.v = a.take<T>(most.n_sequences * s.ring, width);
+        s.length = a.take<idx>(1, most.n_sequences);
+        s.newest = a.take<idx>(1, most.n_sequences);
+        if (!a.dry()) {
+            fill(s.length, 0);
+            fill(s.newest, 0);
+        }
+        return s;
+    }
+
+    idx n_sequences() const { return length.cols(); }
+
+    // Forgets what `slot` holds beyond `tokens`. Everything may be forgotten at any time; otherwise at most
+    // max_rollback tokens behind the newest, for the rest may have been overwritten.
+    void truncate(idx slot, idx tokens) {
+        check_slot(slot);
+        const std::string where = "attention state: truncate sequence " + std::to_string(slot) + " to " + std::to_string(tokens);
+        if (tokens < 0 || tokens > length(0, slot))
+            SLUICE_THROW(input_error(where + ": it holds " + std::to_string(length(0, slot)) + " tokens"));
+        if (tokens > 0 && tokens < newest(0, slot) - most.max_rollback)
+            SLUICE_THROW(input_error(where + ": only " + std::to_string(most.max_rollback) +
+                                     " tokens can be taken back (max_rollback)"));
+        length(0, slot) = tokens;
+        if (tokens == 0) newest(0, slot) = 0;
+    }
+
+    // Throws unless every sequence of the batch has a slot of its own with room for its tokens.
+    void check_room(const batch& b) const {
+        for (idx s = 0; s < b.n_sequences(); ++s) {
+            const idx slot = b.slot(s), n = b.end(s) - b.begin(s);
+            check_slot(slot);
+            for (idx other = 0; other < s; ++other)
+                if (b.slot(other) == slot)
+                    SLUICE_THROW(input_error("attention state: two sequences of the batch name slot " + std::to_string(slot)));
+            if (length(0, slot) + n > most.max_tokens)
+                SLUICE_THROW(capacity_error("attention state: sequence " + std::to_string(slot),
+                                            length(0, slot) + n, most.max_tokens, "tokens (max_tokens)"));
+            if (ring < round_up(most.max_tokens, key_tile) && n > most.max_rows)
+                SLUICE_THROW(capacity_error("attention state: ring of a window", n, most.max_rows,
+                                            "rows in one call (max_rows)"));
+        }
+    }
+
+    // Stores the batch's keys and values behind those there are, and leaves in `past` how many there were.
+    void append(const batch& b, in<T> new_k, in<T> new_v, std::span<idx> past) {
+        for (idx s = 0; s < b.n_sequences(); ++s) {
+            const idx slot = b.slot(s), first = length(0, slot), n = b.end(s) - b.begin(s);
+            past[static_cast<std::size_t>(s)] = first;
+            for (idx i = 0; i < n; ++i) {
+                const idx to = slot * ring + (first + i) % ring;
+                std::copy_n(new_k.row(b.begin(s) + i), k.cols(), k.row(to));
+                std::copy_n(new_v.row(b.begin(s) + i), v.cols(), v.row(to));
+            }
+            length(0, slot) = first + n;
+            newest(0, slot) = std::max(newest(0, slot), first + n);
+        }
+    }
+
+private:
+    void check_slot(idx slot) const {
+        if (slot < 0 || slot >= n_sequences())
+            SLUICE_THROW(input_error("attention state: no sequence " + std::to_string(slot) + ", there are " +
+                                     std::to_string(n_sequences())));
+    }
+};
+
+// The cache as the one source of every sequence of a batch.
+template <class T> struct cached_keys {
+    const batch* rows;
+    const attention_state<T>* state;
+    attention_source<T> operator()(idx sequence, idx) const {
+        const idx first = rows->slot(sequence) * state->ring;
+        return {state->k.row(first), state->v.row(first), state->k.row_stride(), state->v.row_stride(), state->ring};
+    }
+};
+
+} // namespace sluice

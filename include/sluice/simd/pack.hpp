@@ -1,0 +1,169 @@
+// One register of T for an Arch, with the few operations the kernels need; absorbs the differences between
+// xsimd versions. Loads and stores accept any alignment; the _partial forms touch only the first n elements.
+// Sums over lanes have one fixed order: halves are added until one lane is left.
+//
+// fma rounds once wherever the Arch can; without such an instruction it is a multiplication and an addition.
+#pragma once
+
+#include "arch.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#define SLUICE_INLINE inline __attribute__((always_inline))
+
+namespace sluice::simd {
+
+template <class T, class Arch> class pack {
+public:
+    using batch = xsimd::batch<T, Arch>;
+    using mask = typename batch::batch_bool_type;
+    using value_type = T;
+    using bits_type = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+    static constexpr idx size = static_cast<idx>(batch::size);
+
+    SLUICE_INLINE pack() : v(T(0)) {}
+    SLUICE_INLINE pack(T x) : v(x) {}
+    SLUICE_INLINE pack(batch x) : v(x) {}
+
+    static SLUICE_INLINE pack load(const T* p) { return batch::load_unaligned(p); }
+    SLUICE_INLINE void store(T* p) const { v.store_unaligned(p); }
+    static SLUICE_INLINE pack load_partial(const T* p, idx n) {
+        if (n >= size) return load(p);
+        alignas(64) T lanes[batch::size] = {};
+        for (idx i = 0; i < n; ++i) lanes[i] = p[i];
+        return batch::load_aligned(lanes);
+    }
+    SLUICE_INLINE void store_partial(T* p, idx n) const {
+        if (n >= size) return store(p);
+        alignas(64) T lanes[batch::size];
+        v.store_aligned(lanes);
+        for (idx i = 0; i < n; ++i) p[i] = lanes[i];
+    }
+
+    friend SLUICE_INLINE pack operator+(pack a, pack b) { return a.v + b.v; }
+    friend SLUICE_INLINE pack operator-(pack a, pack b) { return a.v - b.v; }
+    friend SLUICE_INLINE pack operator*(pack a, pack b) { return a.v * b.v; }
+    friend SLUICE_INLINE pack operator/(pack a, pack b) { return a.v / b.v; }
+    // xsimd 8 subtracts from zero for AVX-512, which loses the sign of -0.
+    friend SLUICE_INLINE pack operator-(pack a) { return batch(T(-0.0)) - a.v; }
+    friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
+    friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
+    friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return xsimd::select(m, a.v, b.v); }
+    // The larger; the second where either is NaN.
+    friend SLUICE_INLINE pack max(pack a, pack b) { return select(b.v < a.v, a, b); }
+    friend SLUICE_INLINE pack sqrt(pack a) { return xsimd::sqrt(a.v); }
+    friend SLUICE_INLINE pack tanh(pack a) { return xsimd::tanh(a.v); }
+    friend SLUICE_INLINE pack erf(pack a) { return xsimd::erf(a.v); }
+
+    // a * b + c
+    friend SLUICE_INLINE pack fma(pack a, pack b, pack c) {
+#if defined(__AVX512F__) && XSIMD_VERSION_MAJOR < 11
+        // xsimd before 11 multiplies, rounds and adds here.
+        if constexpr (sizeof(batch) == 64 && std::is_same_v<T, float>)
+            return batch(_mm512_fmadd_ps(a.v, b.v, c.v));
+        else if constexpr (sizeof(batch) == 64 && std::is_same_v<T, double>)
+            return batch(_mm512_fmadd_pd(a.v, b.v, c.v));
+        else
+#endif
+            return xsimd::fma(a.v, b.v, c.v);
+    }
+
+    // a * 2^n, where n is the integer that the low bits of `shifted` hold (see exp); no overflow check.
+    friend SLUICE_INLINE pack scale_by_bits(pack a, pack shifted) {
+        using integers = xsimd::batch<bits_type, Arch>;
+        constexpr int mantissa = std::numeric_limits<T>::digits - 1;
+#if XSIMD_VERSION_MAJOR < 11
+        const auto exponent = xsimd::bitwise_cast<integers>(shifted.v) << mantissa;
+        return xsimd::bitwise_cast<batch>(xsimd::bitwise_cast<integers>(a.v) + exponent);
+#else
+        const integers exponent = xsimd::bitwise_cast<bits_type>(shifted.v) << mantissa;
+        return batch(xsimd::bitwise_cast<T>(xsimd::bitwise_cast<bits_type>(a.v) + exponent));
+#endif
+    }
+
+    SLUICE_INLINE T sum() const {
+        alignas(64) T lanes[batch::size];
+        v.store_aligned(lanes);
+        for (idx half = size / 2; half > 0; half /= 2)
+            for (idx i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+        return lanes[0];
+    }
+    // The largest lane; NaN lanes may or may not be seen.
+    SLUICE_INLINE T largest() const {
+        alignas(64) T lanes[batch::size];
+        v.store_aligned(lanes);
+        for (idx half = size / 2; half > 0; half /= 2)
+            for (idx i = 0; i < half; ++i) lanes[i] = std::max(lanes[i], lanes[i + half]);
+        return lanes[0];
+    }
+
+    batch v;
+};
+
+template <class T> class pack<T, scalar> {
+public:
+    using mask = bool;
+    using value_type = T;
+    using bits_type = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+    static constexpr idx size = 1;
+
+    SLUICE_INLINE pack() : v(0) {}
+    SLUICE_INLINE pack(T x) : v(x) {}
+
+    static SLUICE_INLINE pack load(const T* p) { return *p; }
+    SLUICE_INLINE void store(T* p) const { *p = v; }
+    static SLUICE_INLINE pack load_partial(const T* p, idx n) { return n > 0 ? *p : T(0); }
+    SLUICE_INLINE void store_partial(T* p, idx n) const {
+        if (n > 0) *p = v;
+    }
+
+    friend SLUICE_INLINE pack operator+(pack a, pack b) { return a.v + b.v; }
+    friend SLUICE_INLINE pack operator-(pack a, pack b) { return a.v - b.v; }
+    friend SLUICE_INLINE pack operator*(pack a, pack b) { return a.v * b.v; }
+    friend SLUICE_INLINE pack operator/(pack a, pack b) { return a.v / b.v; }
+    friend SLUICE_INLINE pack operator-(pack a) { return -a.v; }
+    friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
+    friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
+    friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return m ? a : b; }
+    friend SLUICE_INLINE pack max(pack a, pack b) { return b.v < a.v ? a : b; }
+    friend SLUICE_INLINE pack sqrt(pack a) { return std::sqrt(a.v); }
+    friend SLUICE_INLINE pack tanh(pack a) { return std::tanh(a.v); }
+    friend SLUICE_INLINE pack erf(pack a) { return std::erf(a.v); }
+    friend SLUICE_INLINE pack fma(pack a, pack b, pack c) {
+#if defined(FP_FAST_FMAF) && defined(FP_FAST_FMA)
+        return std::fma(a.v, b.v, c.v);
+#else
+        return a.v * b.v + c.v;
+#endif
+    }
+    friend SLUICE_INLINE pack scale_by_bits(pack a, pack shifted) {
+        using unsigned_bits = std::make_unsigned_t<bits_type>;
+        constexpr int mantissa = std::numeric_limits<T>::digits - 1;
+        const auto exponent = std::bit_cast<unsigned_bits>(shifted.v) << mantissa;
+        return std::bit_cast<T>(std::bit_cast<unsigned_bits>(a.v) + exponent);
+    }
+    SLUICE_INLINE T sum() const { return v; }
+    SLUICE_INLINE T largest() const { return v; }
+
+    T v;
+};
+
+// Lanes n and above become zero.
+template <class T, class Arch> SLUICE_INLINE pack<T, Arch> zero_beyond(pack<T, Arch> a, idx n) {
+    T lanes[static_cast<std::size_t>(pack<T, Arch>::size)];
+    a.store(lanes);
+    return pack<T, Arch>::load_partial(lanes, n);
+}
+
+// Calls f(i, n) for every register of n_elements elements: i is the first element, n how many of the lanes
+// are inside. The compiler sees the full registers and the tail as two copies of f.
+template <class P, class F> SLUICE_INLINE void for_each_pack(idx n_elements, F&& f) {
+    idx i = 0;
+    for (; i + P::size <= n_elements; i += P::size) f(i, P::size);
+    if (i < n_elements) f(i, n_elements - i);
+}
+
+} // namespace sluice::simd

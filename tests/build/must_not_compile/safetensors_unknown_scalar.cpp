@@ -1,0 +1,9 @@
+// expect: sluice: safetensors holds float, double, bf16, int8, int32, int64 and uint8 tensors
+#include <sluice/io/safetensors.hpp>
+
+#ifdef CONTROL
+using scalar = float;
+#else
+using scalar = short;
+#endif
+sluice::idx call(const sluice::io::safetensors& file) { return file.view<scalar>("w").rows(); }
