@@ -14,9 +14,12 @@
 #include "core/tensor_view.hpp"
 #include "core/types.hpp"
 #include "io/file.hpp"
+#if __has_include(<nlohmann/json.hpp>) // files need it; nothing else does
 #include "io/json.hpp"
 #include "io/params.hpp"
 #include "io/safetensors.hpp"
+#include "io/safetensors_writer.hpp"
+#endif
 #include "kernels/activation.hpp"
 #include "kernels/adamw.hpp"
 #include "kernels/attention.hpp"

@@ -85,7 +85,7 @@ TEMPLATE_TEST_CASE("softmax kernels: rows, their gradient and log-sum-exp for al
         }
         CAPTURE(n);
         const tolerance limit{.chain = n, .may_be_dull = n == 1};
-        const tolerance gradient{.chain = n, .nmse = n < 3 ? 1 : 0, .may_be_dull = n == 1};
+        const tolerance gradient{.chain = n, .nmse = n < 3 ? 1.0 : 0.0, .may_be_dull = n == 1};
         REQUIRE(compare(y.view(), want, limit) == "");
         REQUIRE(compare(dx.view(), want_dx, gradient) == "");
         REQUIRE(compare(lse.view(), want_lse, {.chain = n}) == "");
@@ -131,7 +131,7 @@ TEMPLATE_TEST_CASE("softmax kernels: cross_entropy_dx for all widths and targets
         cross_entropy_dx{}(arch, x.data(), n, lse.data(), target.data(), weight, dx.data(), dx.view().row_stride(), rows,
                            n);
         CAPTURE(n);
-        REQUIRE(compare(dx.view(), want, {.chain = n, .nmse = n < 3 ? 1 : 1e-11, .may_be_dull = n == 1}) == "");
+        REQUIRE(compare(dx.view(), want, {.chain = n, .nmse = n < 3 ? 1.0 : 1e-11, .may_be_dull = n == 1}) == "");
         for (idx j = 0; j < n; ++j) REQUIRE(dx(1, j) == 0);
         copy(x.matrix(rows, n), in_place.view());
         const idx stride = in_place.view().row_stride();

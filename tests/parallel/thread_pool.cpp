@@ -5,10 +5,43 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
+
+// Sanitizers bring their own operator new.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#    define REPLACES_NEW 0
+#elif defined(__has_feature)
+#    if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#        define REPLACES_NEW 0
+#    endif
+#endif
+#if !defined(REPLACES_NEW)
+#    define REPLACES_NEW 1
+#endif
+
+#if REPLACES_NEW
+namespace {
+
+// Every allocation of this program is counted, and refused once `allowed` more were made.
+std::atomic<long> allocations{0};
+std::atomic<long> allowed{1L << 40};
+
+} // namespace
+
+void* operator new(std::size_t bytes) {
+    ++allocations;
+    if (--allowed < 0) throw std::bad_alloc();
+    if (void* p = std::malloc(bytes > 0 ? bytes : 1)) return p;
+    throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+#endif
 
 using sluice::executor_ref;
 using sluice::idx;
@@ -284,3 +317,45 @@ TEST_CASE("makes a task's writes visible to the caller") {
     for (idx v : plain) sum += v;
     CHECK(sum == 50 * (999 * 1000 / 2) + 1000 * (49 * 50 / 2));
 }
+
+#if REPLACES_NEW
+
+TEST_CASE("run allocates nothing") {
+    thread_pool pool(3);
+    std::atomic<idx> sum{0};
+    auto task = [&](idx begin, idx end, idx) {
+        auto inner = [&](idx b, idx e, idx) { sum += e - b; };
+        pool.run(end - begin, inner);
+    };
+    const long before = allocations;
+    for (int round = 0; round < 500; ++round) {
+        pool.run(40, task);
+        if (round % 100 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    const long after = allocations;
+    CHECK(after == before);
+    CHECK(sum == 500 * 40);
+    // The count would have noticed.
+    void* volatile hidden = ::operator new(8);
+    ::operator delete(hidden);
+    CHECK(allocations > after);
+}
+
+TEST_CASE("a pool that cannot start all its threads joins those it started") {
+    for (long n = 0; n < 5; ++n) {
+        bool refused = false;
+        allowed = n; // one for the list of threads, one each for threads
+        try {
+            thread_pool pool(5);
+        } catch (const std::bad_alloc&) {
+            refused = true;
+        }
+        allowed = 1L << 40;
+        CHECK(refused);
+    }
+    allowed = 5;
+    CHECK_NOTHROW(thread_pool(5));
+    allowed = 1L << 40;
+}
+
+#endif

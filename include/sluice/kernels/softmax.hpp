@@ -5,7 +5,7 @@
 
 namespace sluice::kernels {
 
-// y = softmax(x) for rows of n; y may be x. A row that holds NaN becomes NaN; a row of -inf does too.
+// y = softmax(x) for rows of n; y may be x. A row that holds NaN or inf becomes NaN; a row of -inf does too.
 struct softmax_rows {
     template <class Arch, class T>
     void operator()(Arch, const T* x, idx x_row, T* y, idx y_row, idx rows, idx n) const;

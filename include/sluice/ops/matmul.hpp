@@ -119,7 +119,7 @@ template <class Arch = simd::native, class T>
 void matmul_dw(in<T> dy, in<T> x, tensor_view<T> dw, arena& workspace, executor_ref ex) {
     require_shape(x, dy.rows(), dw.cols(), "matmul_dw", "x");
     require_shape(dw, dy.cols(), x.cols(), "matmul_dw", "dw");
-    if (dw.empty()) return;
+    if (dw.empty() || dy.rows() == 0) return;
     const detail::product<Arch, T> p{dy.data(), 1, dy.row_stride(), x, false, dw,
                                      dw.data(), dw.row_stride(), dy.rows()};
     p.run(workspace, ex);

@@ -26,7 +26,7 @@ void normalise(in<T> x, in<T> scale, in<T> bias, tensor_view<T> y, tensor_view<T
                      kernels::norm_rows_args<T>{.x = x.row(begin),
                                                 .x_row = x.row_stride(),
                                                 .scale = scale.data(),
-                                                .bias = bias.data(),
+                                                .bias = bias.empty() ? nullptr : bias.data(),
                                                 .y = y.row(begin),
                                                 .y_row = y.row_stride(),
                                                 .inverse = inverse.data() + begin,
@@ -45,6 +45,10 @@ void normalise_backward(in<T> x, in<T> scale, in<T> inverse, in<T> mean, in<T> d
     require_shape(dx, x.rows(), x.cols(), "normalise_backward", "dx");
     require_shape(dscale, 1, x.cols(), "normalise_backward", "dscale");
     if (x.rows() == 0) return; // also where inverse and mean are empty
+    require_shape(scale, 1, x.cols(), "normalise_backward", "scale");
+    require_shape(inverse, 1, x.rows(), "normalise_backward", "inverse");
+    if (!mean.empty()) require_shape(mean, 1, x.rows(), "normalise_backward", "mean");
+    if (!dbias.empty()) require_shape(dbias, 1, x.cols(), "normalise_backward", "dbias");
     auto block = [&](idx row, idx rows, idx col, idx cols) {
         return kernels::norm_dx_args<T>{.x = x.row(row) + col,
                                         .x_row = x.row_stride(),
