@@ -10,6 +10,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -117,8 +118,11 @@ idx load(const options& o, const corpus& text, trainer& t) {
         if (value(key) != wanted)
             throw std::runtime_error("--resume: " + o.checkpoint + " is of another run: " + key + " is " + value(key) +
                                      " there and " + wanted + " here");
-    const idx step = std::stoll(value("step"));
-    if (step < 0 || step > o.steps) throw std::runtime_error("--resume: " + o.checkpoint + ": step " + value("step"));
+    const std::string number = value("step");
+    idx step = -1;
+    const auto read = std::from_chars(number.data(), number.data() + number.size(), step);
+    if (read.ec != std::errc() || read.ptr != number.data() + number.size() || step < 0 || step > o.steps)
+        throw std::runtime_error("--resume: " + o.checkpoint + ": \"" + number + "\" is no step of this run");
     sluice::io::load_params(in, "", t.weights.view);
     sluice::io::load_params(in, "adamw.mean.", t.means.view);
     sluice::io::load_params(in, "adamw.square.", t.squares.view);
@@ -174,6 +178,7 @@ void run(const options& o) {
                 sluice::counts_by_role(t.weights.view).trained(), o.layers, o.d_model, o.sequences * o.context,
                 1e-9 * sluice::training_flops(t.net, o.sequences, o.context), t.pool.concurrency());
     const idx start = o.resume ? load(o, text, t) : 0;
+    (void)sluice::io::output(o.checkpoint); // throws now, not after hours, where nothing can be written
     const double begun = seconds();
     const idx done = train(o, text, t, start);
     const double took = seconds() - begun;
@@ -183,7 +188,10 @@ void run(const options& o) {
                 o.checkpoint.c_str());
     if (done < o.steps) std::printf("go on with the same options and --resume\n");
 
-    std::printf("\n%s\n\n", write_text(t.net, o.prompt, o.sample, o.temperature, o.seed, t.pool).c_str());
+    const std::string sample = write_text(t.net, o.prompt, o.sample, o.temperature, o.seed, t.pool);
+    std::putchar('\n');
+    std::fwrite(sample.data(), 1, sample.size(), stdout); // may hold any byte
+    std::printf("\n\n");
     const double bits = held_out_bits(t.net, text.held_out, t.test, 0, t.workspace, t.pool);
     if (bits > counted)
         std::printf("A count of 5-byte runs still predicts this text better; more steps (--steps) change that.\n");
@@ -216,6 +224,7 @@ int main(int argc, char** argv) {
         if (o.d_model % o.head_dim != 0)
             throw std::runtime_error("--head-dim: " + std::to_string(o.head_dim) + " does not divide --d-model " +
                                      std::to_string(o.d_model));
+        if (o.prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
         run(o);
     } catch (const std::exception& e) {
         std::fprintf(stderr, "train_lm: %s\n", e.what());

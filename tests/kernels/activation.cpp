@@ -36,7 +36,8 @@ expected plain_slope(activation kind, double x) {
     return {x > 0 ? 1.0 : 0.0, 1};
 }
 
-template <activation Kind, class T, class Arch> void check_kind() {
+template <activation Kind, class T, class Arch>
+void check_kind() {
     for (idx n = 1; n <= 67; ++n)
         for (bool gated : {false, true}) {
             // inputs end with their pages
@@ -47,7 +48,8 @@ template <activation Kind, class T, class Arch> void check_kind() {
             padded<T> y(1, n), dx(1, n), dup(1, n);
             const T* gate = gated ? up.data() : nullptr;
             activation_forward<Kind>{}(Arch{}, x.data(), gate, y.data(), n);
-            activation_backward<Kind>{}(Arch{}, x.data(), gate, dy.data(), dx.data(), gated ? dup.data() : nullptr, n);
+            activation_backward<Kind>{}(Arch{}, x.data(), gate, dy.data(), dx.data(),
+                                        gated ? dup.data() : nullptr, n);
             oracle want(1, n), want_dx(1, n), want_dup(1, n);
             // xsimd's erf is right to 7.5e-15 only in double
             const double erf_size = Kind == activation::gelu && sizeof(T) == 8 ? 8 : 1;
@@ -63,7 +65,8 @@ template <activation Kind, class T, class Arch> void check_kind() {
             const tolerance few{.nmse = n < 8 ? 1e-6 : 0, .may_be_dull = n < 8 || Kind == activation::relu};
             REQUIRE(compare(y.view(), want, few) == "");
             REQUIRE(compare(dx.view(), want_dx, few) == "");
-            REQUIRE(compare(dup.view(), want_dup, {.nmse = few.nmse, .may_be_dull = few.may_be_dull || !gated}) == "");
+            REQUIRE(compare(dup.view(), want_dup,
+                            {.nmse = few.nmse, .may_be_dull = few.may_be_dull || !gated}) == "");
             REQUIRE(y.touched() + dx.touched() + dup.touched() == "");
             // in place: y over x and over up, dx over dy and over x, dup over up
             padded<T> over_x(1, n), over_up(1, n), over_dy(1, n);
@@ -78,7 +81,8 @@ template <activation Kind, class T, class Arch> void check_kind() {
                 copy(up.row(), over_up.view());
             }
             T* dup_in_place = gated ? over_up.data() : nullptr;
-            activation_backward<Kind>{}(Arch{}, x.data(), dup_in_place, over_dy.data(), over_dy.data(), dup_in_place, n);
+            activation_backward<Kind>{}(Arch{}, x.data(), dup_in_place, over_dy.data(), over_dy.data(),
+                                        dup_in_place, n);
             REQUIRE(different_bits(over_dy.view(), dx.view()) == "");
             if (gated) REQUIRE(different_bits(over_up.view(), dup.view()) == "");
             copy(x.row(), over_x.view());
@@ -89,7 +93,8 @@ template <activation Kind, class T, class Arch> void check_kind() {
 }
 
 // At x, and its neighbours in the register at 1: f(x).
-template <activation Kind, class T, class Arch> T value_at(T x) {
+template <activation Kind, class T, class Arch>
+T value_at(T x) {
     std::vector<T> in(17, T(1)), out(17);
     in[3] = x;
     activation_forward<Kind>{}(Arch{}, in.data(), static_cast<const T*>(nullptr), out.data(), 17);
@@ -97,7 +102,8 @@ template <activation Kind, class T, class Arch> T value_at(T x) {
     REQUIRE(std::isfinite(out[4]));
     return out[3];
 }
-template <activation Kind, class T, class Arch> T slope_at(T x) {
+template <activation Kind, class T, class Arch>
+T slope_at(T x) {
     std::vector<T> in(17, T(1)), ones(17, T(1)), out(17);
     in[3] = x;
     activation_backward<Kind>{}(Arch{}, in.data(), static_cast<const T*>(nullptr), ones.data(), out.data(),
@@ -107,7 +113,8 @@ template <activation Kind, class T, class Arch> T slope_at(T x) {
     return out[3];
 }
 
-template <activation Kind, class T, class Arch> void check_extremes() {
+template <activation Kind, class T, class Arch>
+void check_extremes() {
     const T nan = std::numeric_limits<T>::quiet_NaN(), inf = std::numeric_limits<T>::infinity();
     CHECK(value_at<Kind, T, Arch>(0) == 0);
     CHECK(std::isnan(value_at<Kind, T, Arch>(nan)));
@@ -120,25 +127,25 @@ template <activation Kind, class T, class Arch> void check_extremes() {
     }
 }
 
-}  // namespace
+} // namespace
 
-TEMPLATE_TEST_CASE("activation: SiLU forward and backward, alone and gated, all tails", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("activation: SiLU forward and backward, alone and gated, all tails", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     check_kind<activation::silu, typename TestType::scalar, typename TestType::arch>();
 }
 
-TEMPLATE_TEST_CASE("activation: GELU forward and backward, alone and gated, all tails", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("activation: GELU forward and backward, alone and gated, all tails", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     check_kind<activation::gelu, typename TestType::scalar, typename TestType::arch>();
 }
 
-TEMPLATE_TEST_CASE("activation: ReLU forward and backward, alone and gated, all tails", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("activation: ReLU forward and backward, alone and gated, all tails", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     check_kind<activation::relu, typename TestType::scalar, typename TestType::arch>();
 }
 
-TEMPLATE_TEST_CASE("activation: far arguments and special values", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("activation: far arguments and special values", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     check_extremes<activation::silu, T, Arch>();
@@ -152,7 +159,8 @@ TEMPLATE_TEST_CASE("activation: far arguments and special values", "", float_nat
     CHECK(value_at<activation::relu, T, Arch>(-std::numeric_limits<T>::infinity()) == 0);
 }
 
-TEMPLATE_TEST_CASE("activation: GELU is exact, not the approximation by tanh", "", float_native, double_scalar) {
+TEMPLATE_TEST_CASE("activation: GELU is exact, not the approximation by tanh", "", float_native,
+                   double_scalar) {
     using T = typename TestType::scalar;
     // they differ by 4.7e-4 at 2.7
     const T y = value_at<activation::gelu, T, typename TestType::arch>(T(2.7));

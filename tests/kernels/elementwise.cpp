@@ -36,8 +36,8 @@ TEMPLATE_TEST_CASE("add_elements: exact sums for all tails, in place too", "", f
     }
 }
 
-TEMPLATE_TEST_CASE("sum_squares: the sum in double, the same bits for every arch", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("sum_squares: the sum in double, the same bits for every arch", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     for (idx n = 0; n <= 300; n += n < 40 ? 1 : 37) {
         page_end<T> x(n);

@@ -22,7 +22,8 @@ enum class start_kind { none, bias, rows };
 constexpr idx most_rows = 30, most_cols = 70;
 constexpr idx depths[] = {0, 1, 5, 64, 300};
 
-template <class Arch> std::vector<idx> widths() {
+template <class Arch>
+std::vector<idx> widths() {
     if constexpr (std::is_same_v<Arch, sluice::simd::scalar>)
         return {1, 2, 3, 4, 7, 70};
     else
@@ -30,7 +31,8 @@ template <class Arch> std::vector<idx> widths() {
 }
 
 // One step of an element's chain, as the kernel's instruction rounds it.
-template <class T> T chain_step(T a, T b, T c) {
+template <class T>
+T chain_step(T a, T b, T c) {
 #if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
     return std::fma(a, b, c);
 #else
@@ -39,10 +41,16 @@ template <class T> T chain_step(T a, T b, T c) {
 }
 
 // Operands of the largest product, with A both ways, B packed from both ways, and every kind of start.
-template <class T> struct operands {
+template <class T>
+struct operands {
     explicit operands(idx depth)
-        : k(depth), a(most_rows * depth), a_turned(most_rows * depth), b(depth * most_cols),
-          b_turned(most_cols * depth), bias(most_cols), rows(most_rows * most_cols) {}
+        : k(depth),
+          a(most_rows * depth),
+          a_turned(most_rows * depth),
+          b(depth * most_cols),
+          b_turned(most_cols * depth),
+          bias(most_cols),
+          rows(most_rows * most_cols) {}
     tensor_view<T> a_view() { return a.matrix(most_rows, k); }
     tensor_view<T> b_view() { return b.matrix(k, most_cols); }
     void turn() {
@@ -69,13 +77,15 @@ template <class T> struct operands {
     page_end<T> a, a_turned, b, b_turned, bias, rows;
 };
 
-template <class T, class Arch> idx panels_size(idx n, idx k) {
+template <class T, class Arch>
+idx panels_size(idx n, idx k) {
     return sluice::round_up(n, gemm_tile<T, Arch>::cols) * k;
 }
 
 // Columns [j0, j0 + n) of the first m rows, into c.
 template <class Arch, class T>
-void multiply(operands<T>& o, start_kind kind, bool turned, idx j0, idx m, idx n, const T* panels, padded<T>& c) {
+void multiply(operands<T>& o, start_kind kind, bool turned, idx j0, idx m, idx n, const T* panels,
+              padded<T>& c) {
     gemm_block_args<T> g{.a = turned ? o.a_turned.data() : o.a.data(),
                          .a_row = turned ? 1 : o.k,
                          .a_k = turned ? most_rows : 1,
@@ -97,12 +107,13 @@ void multiply(operands<T>& o, start_kind kind, bool turned, idx j0, idx m, idx n
 }
 
 // Every element of every shape has the bits of its chain.
-template <class T, class Arch> void check_all_shapes(operands<T>& o, start_kind kind) {
+template <class T, class Arch>
+void check_all_shapes(operands<T>& o, start_kind kind) {
     o.turn();
     const std::vector<T> want = o.chains(kind);
     const tensor_view<const T> want_view(want.data(), most_rows, most_cols);
     for (idx n : widths<Arch>()) {
-        const idx j0 = most_cols - n;  // so that the start is read up to the end of its page
+        const idx j0 = most_cols - n; // so that the start is read up to the end of its page
         page_end<T> panels(panels_size<T, Arch>(n, o.k));
         gemm_pack{}(Arch{}, o.b.data() + j0, most_cols, false, o.k, n, panels.data());
         for (idx m = 1; m <= most_rows; ++m)
@@ -116,10 +127,10 @@ template <class T, class Arch> void check_all_shapes(operands<T>& o, start_kind 
     }
 }
 
-}  // namespace
+} // namespace
 
-TEMPLATE_TEST_CASE("gemm_block: small integers are multiplied exactly in every shape", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("gemm_block: small integers are multiplied exactly in every shape", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     for (idx k : depths)
         for (start_kind kind : {start_kind::none, start_kind::bias, start_kind::rows}) {
@@ -136,14 +147,15 @@ TEMPLATE_TEST_CASE("gemm_block: small integers are multiplied exactly in every s
                     for (idx l = 0; l < k; ++l)
                         sum += static_cast<std::int64_t>(o.a[i * k + l]) *
                                static_cast<std::int64_t>(o.b[l * most_cols + j]);
-                    if (chain[static_cast<std::size_t>(i * most_cols + j)] != static_cast<T>(sum)) FAIL("not exact");
+                    if (chain[static_cast<std::size_t>(i * most_cols + j)] != static_cast<T>(sum))
+                        FAIL("not exact");
                 }
             check_all_shapes<T, typename TestType::arch>(o, kind);
         }
 }
 
-TEMPLATE_TEST_CASE("gemm_block: an element is one chain over k, whatever the shape and its place", "", float_native,
-                   float_scalar, double_native, double_scalar) {
+TEMPLATE_TEST_CASE("gemm_block: an element is one chain over k, whatever the shape and its place", "",
+                   float_native, float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     for (idx k : depths) {
         operands<T> o(k);
@@ -155,8 +167,8 @@ TEMPLATE_TEST_CASE("gemm_block: an element is one chain over k, whatever the sha
     }
 }
 
-TEMPLATE_TEST_CASE("gemm_block: bits do not depend on where k is cut", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("gemm_block: bits do not depend on where k is cut", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     constexpr idx k = 300, m = 17, n = 41;
@@ -170,32 +182,33 @@ TEMPLATE_TEST_CASE("gemm_block: bits do not depend on where k is cut", "", float
     page_end<T> all_panels(panels_size<T, Arch>(n, k));
     gemm_pack{}(Arch{}, o.b.data(), most_cols, false, k, n, all_panels.data());
     for (bool at_once : {false, true})
-    for (idx cut : {1, 7, 128, 256, 299}) {
-        padded<T> c(m, n);
-        const T* start = o.bias.data();
-        idx start_row = 0;
-        for (idx k0 = 0; k0 < k; k0 += cut) {
-            const idx part = std::min(cut, k - k0);
-            page_end<T> panels(panels_size<T, Arch>(n, part));
-            gemm_pack{}(Arch{}, o.b.data() + k0 * most_cols, most_cols, false, part, n, panels.data());
-            gemm_block{}(Arch{}, gemm_block_args<T>{.a = o.a.data() + k0,
-                                                    .a_row = k,
-                                                    .a_k = 1,
-                                                    .panels = at_once ? all_panels.data() + k0 * cols : panels.data(),
-                                                    .panel_stride = cols * (at_once ? k : part),
-                                                    .start = start,
-                                                    .start_row = start_row,
-                                                    .c = c.data(),
-                                                    .c_row = c.view().row_stride(),
-                                                    .m = m,
-                                                    .n = n,
-                                                    .k = part});
-            start = c.data();
-            start_row = c.view().row_stride();
+        for (idx cut : {1, 7, 128, 256, 299}) {
+            padded<T> c(m, n);
+            const T* start = o.bias.data();
+            idx start_row = 0;
+            for (idx k0 = 0; k0 < k; k0 += cut) {
+                const idx part = std::min(cut, k - k0);
+                page_end<T> panels(panels_size<T, Arch>(n, part));
+                gemm_pack{}(Arch{}, o.b.data() + k0 * most_cols, most_cols, false, part, n, panels.data());
+                gemm_block{}(Arch{}, gemm_block_args<T>{.a = o.a.data() + k0,
+                                                        .a_row = k,
+                                                        .a_k = 1,
+                                                        .panels = at_once ? all_panels.data() + k0 * cols
+                                                                          : panels.data(),
+                                                        .panel_stride = cols * (at_once ? k : part),
+                                                        .start = start,
+                                                        .start_row = start_row,
+                                                        .c = c.data(),
+                                                        .c_row = c.view().row_stride(),
+                                                        .m = m,
+                                                        .n = n,
+                                                        .k = part});
+                start = c.data();
+                start_row = c.view().row_stride();
+            }
+            const tensor_view<const T> all(want.data(), most_rows, most_cols);
+            CHECK(different_bits(c.view(), all.row_block(0, m).col_block(0, n)) == "");
         }
-        const tensor_view<const T> all(want.data(), most_rows, most_cols);
-        CHECK(different_bits(c.view(), all.row_block(0, m).col_block(0, n)) == "");
-    }
 }
 
 TEMPLATE_TEST_CASE("gemm_block: rows may lie in pages of their own", "", float_native, double_native) {
@@ -209,7 +222,7 @@ TEMPLATE_TEST_CASE("gemm_block: rows may lie in pages of their own", "", float_n
             fill_uniform(a.row(), 1);
             fill_uniform(b.row(), 2);
             gemm_pack{}(Arch{}, b.data(), n, false, k, n, panels.data());
-            for (idx i = 0; i < 2; ++i)  // the second time with c as its own start
+            for (idx i = 0; i < 2; ++i) // the second time with c as its own start
                 gemm_block{}(Arch{}, gemm_block_args<T>{.a = a.data(),
                                                         .a_row = k,
                                                         .a_k = 1,
@@ -226,7 +239,8 @@ TEMPLATE_TEST_CASE("gemm_block: rows may lie in pages of their own", "", float_n
             for (idx i = 0; i < m; ++i)
                 for (idx j = 0; j < n; ++j)
                     for (idx l = 0; l < k; ++l) {
-                        const double term = static_cast<double>(a[i * k + l]) * static_cast<double>(b[l * n + j]);
+                        const double term =
+                            static_cast<double>(a[i * k + l]) * static_cast<double>(b[l * n + j]);
                         want(i, j).value += 2 * term;
                         want(i, j).size += 2 * std::abs(term);
                     }
@@ -234,8 +248,8 @@ TEMPLATE_TEST_CASE("gemm_block: rows may lie in pages of their own", "", float_n
         }
 }
 
-TEMPLATE_TEST_CASE("gemm_pack: panels hold B by rows, from either layout, with zeros behind", "", float_native,
-                   float_scalar, double_native, double_scalar) {
+TEMPLATE_TEST_CASE("gemm_pack: panels hold B by rows, from either layout, with zeros behind", "",
+                   float_native, float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     constexpr idx cols = gemm_tile<T, Arch>::cols;
@@ -259,7 +273,8 @@ TEMPLATE_TEST_CASE("gemm_pack: panels hold B by rows, from either layout, with z
         }
 }
 
-TEMPLATE_TEST_CASE("gemm_pack: reads strided sources", "", float_native, float_scalar, double_native, double_scalar) {
+TEMPLATE_TEST_CASE("gemm_pack: reads strided sources", "", float_native, float_scalar, double_native,
+                   double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     auto source = uniform_matrix<T>(20, 37, 5, 1, 2);
@@ -267,7 +282,7 @@ TEMPLATE_TEST_CASE("gemm_pack: reads strided sources", "", float_native, float_s
     std::vector<T> panels(static_cast<std::size_t>(panels_size<T, Arch>(37, 37)));
     gemm_pack{}(Arch{}, source.data(), stride, false, 20, 37, panels.data());
     CHECK(panels[static_cast<std::size_t>(3 * gemm_tile<T, Arch>::cols)] == source(3, 0));
-    bool nan = false;  // what lies between the rows
+    bool nan = false; // what lies between the rows
     for (T p : panels) nan = nan || std::isnan(p);
     gemm_pack{}(Arch{}, source.data(), stride, true, 37, 20, panels.data());
     CHECK(panels[static_cast<std::size_t>(3 * gemm_tile<T, Arch>::cols)] == source(0, 3));

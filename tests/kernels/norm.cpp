@@ -23,14 +23,16 @@ constexpr double eps = 1e-5;
 
 // One row as the papers write it; `width` is the same with positive terms.
 struct plain_row {
-    template <class T> plain_row(const T* x, idx n, bool centred) {
+    template <class T>
+    plain_row(const T* x, idx n, bool centred) {
         const auto count = static_cast<double>(n);
         double absolute = 0, squares = 0;
         for (idx j = 0; j < n; ++j) {
             mean += centred ? static_cast<double>(x[j]) / count : 0;
             absolute += centred ? std::abs(static_cast<double>(x[j])) / count : 0;
         }
-        for (idx j = 0; j < n; ++j) squares += (static_cast<double>(x[j]) - mean) * (static_cast<double>(x[j]) - mean);
+        for (idx j = 0; j < n; ++j)
+            squares += (static_cast<double>(x[j]) - mean) * (static_cast<double>(x[j]) - mean);
         inverse = 1 / std::sqrt(squares / count + eps);
         for (idx j = 0; j < n; ++j) {
             h.push_back((static_cast<double>(x[j]) - mean) * inverse);
@@ -48,7 +50,8 @@ std::vector<idx> row_widths() {
 }
 
 // Inputs whose last elements end with their pages, so that no tail can be read past.
-template <class T> struct norm_data {
+template <class T>
+struct norm_data {
     norm_data(idx rows_, idx n_) : rows(rows_), n(n_), x(rows_ * n_), dy(rows_ * n_), scale(n_), bias(n_) {
         const auto key = static_cast<std::uint64_t>(7 * n);
         fill_uniform(x.row(), key, -1, 2);
@@ -63,10 +66,10 @@ template <class T> struct norm_data {
     page_end<T> x, dy, scale, bias;
 };
 
-}  // namespace
+} // namespace
 
-TEMPLATE_TEST_CASE("norm_rows: both norms, with and without bias, for all widths", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("norm_rows: both norms, with and without bias, for all widths", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     constexpr idx rows = 3;
     for (idx n : row_widths())
@@ -104,16 +107,18 @@ TEMPLATE_TEST_CASE("norm_rows: both norms, with and without bias, for all widths
                 const tolerance limit{.chain = n, .nmse = sizeof(T) == 4 ? 1e-9 : 1e-25, .may_be_dull = dull};
                 REQUIRE(compare(y.view(), want, limit) == "");
                 REQUIRE(compare(inverse.view(), want_inverse, limit) == "");
-                REQUIRE(compare(mean.view(), want_mean, {.chain = n, .nmse = 1, .may_be_dull = !centred}) == "");
+                REQUIRE(compare(mean.view(), want_mean, {.chain = n, .nmse = 1, .may_be_dull = !centred}) ==
+                        "");
                 REQUIRE(y.touched() + inverse.touched() + mean.touched() == "");
             }
 }
 
-TEMPLATE_TEST_CASE("norm_rows: a far mean costs no more digits than it must", "", float_native, float_scalar) {
+TEMPLATE_TEST_CASE("norm_rows: a far mean costs no more digits than it must", "", float_native,
+                   float_scalar) {
     using T = typename TestType::scalar;
     constexpr idx n = 64;
     std::vector<T> x(n), scale(n, T(1)), y(n);
-    for (std::size_t j = 0; j < n; ++j) x[j] = T(4096) + static_cast<T>(j % 8);  // exact, as is the mean
+    for (std::size_t j = 0; j < n; ++j) x[j] = T(4096) + static_cast<T>(j % 8); // exact, as is the mean
     T inverse = 0, mean = 0;
     norm_rows{}(typename TestType::arch{}, norm_rows_args<T>{.x = x.data(),
                                                              .x_row = n,
@@ -229,7 +234,11 @@ TEMPLATE_TEST_CASE("norm_dx and norm_dscale: the formula, for all widths", "", f
             norm_dx{}(typename TestType::arch{}, args);
             CAPTURE(n, centred);
             // rows of one or two elements have little or no gradient left, and so a large relative error
-            const tolerance limit{.chain = n, .nmse = n < 3 ? 1.0 : sizeof(T) == 4 ? 1e-9 : 1e-25, .may_be_dull = n < 3};
+            const tolerance limit{.chain = n,
+                                  .nmse = n < 3            ? 1.0
+                                          : sizeof(T) == 4 ? 1e-9
+                                                           : 1e-25,
+                                  .may_be_dull = n < 3};
             REQUIRE(compare(dx.view(), want, limit) == "");
             const tolerance sums{.chain = rows, .nmse = sizeof(T) == 4 ? 1e-9 : 1e-25};
             norm_dscale{}(typename TestType::arch{}, args, dscale.data(), dbias.data());
@@ -238,7 +247,7 @@ TEMPLATE_TEST_CASE("norm_dx and norm_dscale: the formula, for all widths", "", f
             REQUIRE(dx.touched() + dscale.touched() + dbias.touched() == "");
             const T before = dscale(0, 0);
             norm_dscale{}(typename TestType::arch{}, args, dscale.data(), static_cast<T*>(nullptr));
-            REQUIRE(((centred && n == 1) || dscale(0, 0) != before));  // without dbias too
+            REQUIRE(((centred && n == 1) || dscale(0, 0) != before)); // without dbias too
         }
 }
 

@@ -20,7 +20,8 @@ namespace {
 constexpr long double full_turn = 2 * std::numbers::pi_v<long double>;
 
 // "" if cosine and sine of `turns` are right to two units of the last place of 1.
-template <class T, class Arch> std::string wrong_turns(page_end<double>& turns, idx n) {
+template <class T, class Arch>
+std::string wrong_turns(page_end<double>& turns, idx n) {
     padded<T> cosine(1, n), sine(1, n);
     cos_sin_turns{}(Arch{}, turns.data(), cosine.data(), sine.data(), n);
     const double allowed = 2 * static_cast<double>(std::numeric_limits<T>::epsilon());
@@ -34,7 +35,7 @@ template <class T, class Arch> std::string wrong_turns(page_end<double>& turns, 
     return cosine.touched() + sine.touched();
 }
 
-}  // namespace
+} // namespace
 
 TEMPLATE_TEST_CASE("cos_sin_turns: right everywhere in a turn, all tails", "", float_native, float_scalar,
                    double_native, double_scalar) {
@@ -48,7 +49,7 @@ TEMPLATE_TEST_CASE("cos_sin_turns: right everywhere in a turn, all tails", "", f
     page_end<double> grid(4097);
     for (idx j = 0; j <= 4096; ++j) grid[j] = static_cast<double>(j) / 4096;
     CHECK(wrong_turns<T, Arch>(grid, 4097) == "");
-    page_end<double> wide(2000);  // the reduction does not need its argument within one turn
+    page_end<double> wide(2000); // the reduction does not need its argument within one turn
     fill_uniform(wide.row(), 5, -1e6, 1e6);
     CHECK(wrong_turns<T, Arch>(wide, 2000) == "");
 }
@@ -89,7 +90,8 @@ TEMPLATE_TEST_CASE("rotate_row: turns the pairs it names, all head sizes", "", f
                     for (idx i = 0; i < half; ++i) {
                         const bool split = pairs == rotary_pairs::half_split;
                         const idx first = h * d + (split ? i : 2 * i), second = first + (split ? half : 1);
-                        const double a = static_cast<double>(before(0, first)), c = static_cast<double>(cosine[i]);
+                        const double a = static_cast<double>(before(0, first)),
+                                     c = static_cast<double>(cosine[i]);
                         const double b = static_cast<double>(before(0, second));
                         const double s = static_cast<double>(sine[i]) * (backwards ? -1 : 1);
                         want(0, first) = {a * c - b * s, std::abs(a * c) + std::abs(b * s)};
@@ -100,18 +102,20 @@ TEMPLATE_TEST_CASE("rotate_row: turns the pairs it names, all head sizes", "", f
                 // and back again
                 rotate_row{}(arch, x.data(), heads, d, cosine.data(), sine.data(), pairs, !backwards);
                 for (idx j = 0; j < heads * d; ++j)
-                    REQUIRE(compare_number(x[j], static_cast<double>(before(0, j)), 8 * unit_roundoff<T>) == "");
+                    REQUIRE(compare_number(x[j], static_cast<double>(before(0, j)), 8 * unit_roundoff<T>) ==
+                            "");
             }
 }
 
-TEMPLATE_TEST_CASE("rotate_row: writes its heads and nothing else", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("rotate_row: writes its heads and nothing else", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     for (idx half : {1, 5, 16, 31})
         for (rotary_pairs pairs : {rotary_pairs::half_split, rotary_pairs::interleaved}) {
             padded<T> x = uniform_matrix<T>(1, 4 * half, 3), cosine = uniform_matrix<T>(1, half, 4),
                       sine = uniform_matrix<T>(1, half, 5);
-            rotate_row{}(typename TestType::arch{}, x.data(), 2, 2 * half, cosine.data(), sine.data(), pairs, false);
+            rotate_row{}(typename TestType::arch{}, x.data(), 2, 2 * half, cosine.data(), sine.data(), pairs,
+                         false);
             CHECK(x.touched() == "");
             for (idx j = 0; j < 4 * half; ++j) CHECK_FALSE(std::isnan(x(0, j)));
         }

@@ -20,13 +20,16 @@ using sluice::kernels::softmax_rows;
 
 namespace {
 
-// One row in double; `size` is for the bound: an error in the argument of exp is a relative error of its value.
+// One row in double; `size` is for the bound: an error in the argument of exp is a relative error of its
+// value.
 struct plain_softmax {
-    template <class T> plain_softmax(const T* x, idx n) : p(static_cast<std::size_t>(n)), size(p.size()) {
+    template <class T>
+    plain_softmax(const T* x, idx n) : p(static_cast<std::size_t>(n)), size(p.size()) {
         largest = static_cast<double>(x[0]);
         for (idx j = 1; j < n; ++j) largest = std::max(largest, static_cast<double>(x[j]));
         double sum = 0;
-        for (std::size_t j = 0; j < p.size(); ++j) sum += p[j] = std::exp(static_cast<double>(x[j]) - largest);
+        for (std::size_t j = 0; j < p.size(); ++j)
+            sum += p[j] = std::exp(static_cast<double>(x[j]) - largest);
         for (std::size_t j = 0; j < p.size(); ++j) {
             p[j] /= sum;
             size[j] = p[j] * (1 + std::abs(static_cast<double>(x[j]) - largest));
@@ -43,7 +46,8 @@ std::vector<idx> row_widths() {
     return all;
 }
 
-template <class T, class Arch> std::vector<T> softmax_of(std::vector<T> x) {
+template <class T, class Arch>
+std::vector<T> softmax_of(std::vector<T> x) {
     const auto n = static_cast<idx>(x.size());
     softmax_rows{}(Arch{}, x.data(), n, x.data(), n, 1, n);
     return x;
@@ -51,7 +55,7 @@ template <class T, class Arch> std::vector<T> softmax_of(std::vector<T> x) {
 
 constexpr idx rows = 3;
 
-}  // namespace
+} // namespace
 
 TEMPLATE_TEST_CASE("softmax kernels: rows, their gradient and log-sum-exp for all widths", "", float_native,
                    float_scalar, double_native, double_scalar) {
@@ -63,7 +67,8 @@ TEMPLATE_TEST_CASE("softmax kernels: rows, their gradient and log-sum-exp for al
         fill_uniform(dy.row(), static_cast<std::uint64_t>(n + 2000));
         padded<T> y(rows, n), dx(rows, n), lse(1, rows), in_place(rows, n);
         softmax_rows{}(arch, x.data(), n, y.data(), y.view().row_stride(), rows, n);
-        softmax_dx{}(arch, y.data(), y.view().row_stride(), dy.data(), n, dx.data(), dx.view().row_stride(), rows, n);
+        softmax_dx{}(arch, y.data(), y.view().row_stride(), dy.data(), n, dx.data(), dx.view().row_stride(),
+                     rows, n);
         log_sum_exp_rows{}(arch, x.data(), n, lse.data(), rows, n);
         oracle want(rows, n), want_dx(rows, n), want_lse(1, rows);
         for (idx i = 0; i < rows; ++i) {
@@ -96,14 +101,15 @@ TEMPLATE_TEST_CASE("softmax kernels: rows, their gradient and log-sum-exp for al
         softmax_rows{}(arch, in_place.data(), stride, in_place.data(), stride, rows, n);
         REQUIRE(different_bits(in_place.view(), y.view()) == "");
         copy(dy.matrix(rows, n), in_place.view());
-        softmax_dx{}(arch, y.data(), y.view().row_stride(), in_place.data(), stride, in_place.data(), stride, rows, n);
+        softmax_dx{}(arch, y.data(), y.view().row_stride(), in_place.data(), stride, in_place.data(), stride,
+                     rows, n);
         REQUIRE(different_bits(in_place.view(), dx.view()) == "");
         REQUIRE(in_place.touched() == "");
     }
 }
 
-TEMPLATE_TEST_CASE("softmax kernels: cross_entropy_dx for all widths and targets", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("softmax kernels: cross_entropy_dx for all widths and targets", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     const typename TestType::arch arch;
     for (idx n : row_widths()) {
@@ -123,20 +129,22 @@ TEMPLATE_TEST_CASE("softmax kernels: cross_entropy_dx for all widths and targets
                 const double hit = target[i] == j ? 1 : 0;
                 // the rounding of lse is an error of the argument as well
                 const double size = row.size[at] + row.p[at] * std::abs(row.lse) + hit;
-                want(i, j) = {static_cast<double>(weight) * (row.p[at] - hit), static_cast<double>(weight) * size};
+                want(i, j) = {static_cast<double>(weight) * (row.p[at] - hit),
+                              static_cast<double>(weight) * size};
             }
         }
         padded<T> dx(rows, n), in_place(rows, n);
-        fill(dx.view(), T(7));  // ignored rows have to be cleared
-        cross_entropy_dx{}(arch, x.data(), n, lse.data(), target.data(), weight, dx.data(), dx.view().row_stride(), rows,
-                           n);
+        fill(dx.view(), T(7)); // ignored rows have to be cleared
+        cross_entropy_dx{}(arch, x.data(), n, lse.data(), target.data(), weight, dx.data(),
+                           dx.view().row_stride(), rows, n);
         CAPTURE(n);
-        REQUIRE(compare(dx.view(), want, {.chain = n, .nmse = n < 3 ? 1.0 : 1e-11, .may_be_dull = n == 1}) == "");
+        REQUIRE(compare(dx.view(), want, {.chain = n, .nmse = n < 3 ? 1.0 : 1e-11, .may_be_dull = n == 1}) ==
+                "");
         for (idx j = 0; j < n; ++j) REQUIRE(dx(1, j) == 0);
         copy(x.matrix(rows, n), in_place.view());
         const idx stride = in_place.view().row_stride();
-        cross_entropy_dx{}(arch, in_place.data(), stride, lse.data(), target.data(), weight, in_place.data(), stride,
-                           rows, n);
+        cross_entropy_dx{}(arch, in_place.data(), stride, lse.data(), target.data(), weight, in_place.data(),
+                           stride, rows, n);
         REQUIRE(different_bits(in_place.view(), dx.view()) == "");
         REQUIRE(in_place.touched() + dx.touched() == "");
     }
@@ -150,7 +158,8 @@ TEMPLATE_TEST_CASE("softmax kernels: huge numbers stay finite", "", float_native
         for (T sign : {T(1), T(-1)})
             for (std::size_t n : {1U, 3U, 16U, 19U, 35U}) {
                 std::vector<T> x(n, sign * huge);
-                for (T p : softmax_of<T, Arch>(x)) CHECK(compare_number(p, 1 / static_cast<double>(n), 1e-6) == "");
+                for (T p : softmax_of<T, Arch>(x))
+                    CHECK(compare_number(p, 1 / static_cast<double>(n), 1e-6) == "");
                 T lse = 0;
                 log_sum_exp_rows{}(Arch{}, x.data(), 0, &lse, 1, static_cast<idx>(n));
                 const double want = static_cast<double>(x[0]) + std::log(static_cast<double>(n));
@@ -190,12 +199,14 @@ TEMPLATE_TEST_CASE("softmax kernels: infinities and NaN", "", float_native, floa
             x[at] = -inf;
             const auto p = softmax_of<T, Arch>(x);
             for (std::size_t j = 0; j < n; ++j)
-                CHECK(compare_number(p[j], j == at ? 0 : 1 / static_cast<double>(n - 1), j == at ? 0 : 1e-6) == "");
+                CHECK(compare_number(p[j], j == at ? 0 : 1 / static_cast<double>(n - 1),
+                                     j == at ? 0 : 1e-6) == "");
         }
     }
 }
 
-TEMPLATE_TEST_CASE("softmax kernels: nothing is written for no rows and no columns", "", float_native, double_scalar) {
+TEMPLATE_TEST_CASE("softmax kernels: nothing is written for no rows and no columns", "", float_native,
+                   double_scalar) {
     using T = typename TestType::scalar;
     const typename TestType::arch arch;
     padded<T> y(2, 0);
@@ -204,6 +215,6 @@ TEMPLATE_TEST_CASE("softmax kernels: nothing is written for no rows and no colum
     softmax_dx{}(arch, y.data(), 5, y.data(), 5, y.data(), 5, 2, 0);
     CHECK(y.touched() == "");
     T lse = 0;
-    log_sum_exp_rows{}(arch, y.data(), 5, &lse, 1, 0);  // the sum of nothing
+    log_sum_exp_rows{}(arch, y.data(), 5, &lse, 1, 0); // the sum of nothing
     CHECK((std::isnan(lse) || lse == -std::numeric_limits<T>::infinity()));
 }

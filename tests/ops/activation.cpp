@@ -33,12 +33,20 @@ double plain_slope(activation kind, double x) {
     return slope([&] { return plain(kind, x); }, x);
 }
 
-template <class T> struct activation_data {
+template <class T>
+struct activation_data {
     activation_data(activation kind_, bool gated_, idx m = 11, idx n = 37)
-        : kind(kind_), gated(gated_), x(uniform_matrix<T>(m, n, 1, -5, 5)), up(uniform_matrix<T>(m, n, 2)),
-          dy(uniform_matrix<T>(m, n, 3)), y(m, n), dx(m, n), dup(m, n) {}
+        : kind(kind_),
+          gated(gated_),
+          x(uniform_matrix<T>(m, n, 1, -5, 5)),
+          up(uniform_matrix<T>(m, n, 2)),
+          dy(uniform_matrix<T>(m, n, 3)),
+          y(m, n),
+          dx(m, n),
+          dup(m, n) {}
     tensor_view<const T> gate() const { return gated ? up.view() : tensor_view<const T>(); }
-    template <class Arch> void run(executor_ref ex = {}) {
+    template <class Arch>
+    void run(executor_ref ex = {}) {
         activate<Arch, T>(kind, x, gate(), y.view(), ex);
         activate_backward<Arch, T>(kind, x, gate(), dy, dx.view(), gated ? dup.view() : tensor_view<T>(), ex);
     }
@@ -50,15 +58,16 @@ template <class T> struct activation_data {
     padded<T> x, up, dy, y, dx, dup;
 };
 
-template <class F> void for_each_kind(F&& f) {
+template <class F>
+void for_each_kind(F&& f) {
     for (activation kind : kinds)
         for (bool gated : {false, true}) f(kind, gated);
 }
 
-}  // namespace
+} // namespace
 
-TEMPLATE_TEST_CASE("activate: values and slopes, alone and gated", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("activate: values and slopes, alone and gated", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     for_each_kind([](activation kind, bool gated) {
         activation_data<T> data(kind, gated);
@@ -111,8 +120,8 @@ TEMPLATE_TEST_CASE("activate: results may replace what the comment allows", "", 
     });
 }
 
-TEMPLATE_TEST_CASE("activate: bits depend on neither the executor nor the other rows", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("activate: bits depend on neither the executor nor the other rows", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     for_each_kind([](activation kind, bool gated) {
@@ -159,7 +168,7 @@ TEMPLATE_TEST_CASE("activate: NaN touches its element only", "", float_native, f
 TEST_CASE("activate_backward is the gradient of activate") {
     for_each_kind([](activation kind, bool gated) {
         activation_data<double> data(kind, gated, 3, 19);
-        if (kind == activation::relu)  // keep the stencil away from the kink
+        if (kind == activation::relu) // keep the stencil away from the kink
             for (idx i = 0; i < 3; ++i)
                 for (idx j = 0; j < 19; ++j)
                     if (std::abs(data.x(i, j)) < 0.02) data.x(i, j) = 0.5;
@@ -193,9 +202,12 @@ TEST_CASE("activate: no rows, wrong shapes and unknown kinds") {
     auto backward = [&](const auto& up, const auto& dy, const auto& dx, const auto& dup) {
         activate_backward<native, float>(activation::relu, x, up, dy, dx, dup, {});
     };
-    CHECK_THROWS_WITH(backward(empty, wrong, y.view(), empty), "activate_backward: dy must be 3 x 8, is 3 x 9");
-    CHECK_THROWS_WITH(backward(empty, y, wrong.view(), empty), "activate_backward: dx must be 3 x 8, is 3 x 9");
-    CHECK_THROWS_WITH(backward(wrong, y, y.view(), y.view()), "activate_backward: up must be 3 x 8, is 3 x 9");
+    CHECK_THROWS_WITH(backward(empty, wrong, y.view(), empty),
+                      "activate_backward: dy must be 3 x 8, is 3 x 9");
+    CHECK_THROWS_WITH(backward(empty, y, wrong.view(), empty),
+                      "activate_backward: dx must be 3 x 8, is 3 x 9");
+    CHECK_THROWS_WITH(backward(wrong, y, y.view(), y.view()),
+                      "activate_backward: up must be 3 x 8, is 3 x 9");
     CHECK_THROWS_WITH(backward(y, y, y.view(), empty), "activate_backward: dup must be 3 x 8, is 0 x 0");
     CHECK_THROWS_AS(backward(y, y, y.view(), empty), sluice::config_error);
 }
@@ -204,6 +216,7 @@ TEST_CASE("activate: allocates nothing") {
     REQUIRE(allocations_are_noticed());
     activation_data<float> data(activation::silu, true);
     sluice::thread_pool pool(2);
+    start_all(pool);
     for (executor_ref ex : {executor_ref(), executor_ref(pool)})
         CHECK(allocations_of([&] { data.run<sluice::simd::native>(ex); }) == 0);
 }

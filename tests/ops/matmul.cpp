@@ -32,7 +32,8 @@ constexpr shape shapes[] = {{1, 1, 1},   {1, 7, 5},     {3, 130, 300}, {50, 129,
                             {13, 24, 1}, {100, 33, 64}, {5, 300, 513}, {97, 17, 19}};
 
 // A(i, l) B(l, j) summed over l, from plain loops. a(i, l) and b(l, j) are functions.
-template <class A, class B> oracle product(idx m, idx n, idx k, A&& a, B&& b) {
+template <class A, class B>
+oracle product(idx m, idx n, idx k, A&& a, B&& b) {
     oracle c(m, n);
     for (idx i = 0; i < m; ++i)
         for (idx j = 0; j < n; ++j)
@@ -43,7 +44,8 @@ template <class A, class B> oracle product(idx m, idx n, idx k, A&& a, B&& b) {
             }
     return c;
 }
-template <class T> void add_to(oracle& c, const tensor_view<const T>& start) {
+template <class T>
+void add_to(oracle& c, const tensor_view<const T>& start) {
     for (idx i = 0; i < c.rows(); ++i)
         for (idx j = 0; j < c.cols(); ++j) {
             const auto s = static_cast<double>(start(start.rows() == 1 ? 0 : i, j));
@@ -52,12 +54,18 @@ template <class T> void add_to(oracle& c, const tensor_view<const T>& start) {
         }
 }
 
-template <class T> struct operands {
+template <class T>
+struct operands {
     explicit operands(shape s_)
-        : s(s_), x(uniform_matrix<T>(s.m, s.k, 1)), w(uniform_matrix<T>(s.n, s.k, 2)),
-          dy(uniform_matrix<T>(s.m, s.n, 3)), bias(uniform_matrix<T>(1, s.n, 4)),
-          residual(uniform_matrix<T>(s.m, s.n, 5)), dx(uniform_matrix<T>(s.m, s.k, 6)),
-          dw(uniform_matrix<T>(s.n, s.k, 7)), y(s.m, s.n) {}
+        : s(s_),
+          x(uniform_matrix<T>(s.m, s.k, 1)),
+          w(uniform_matrix<T>(s.n, s.k, 2)),
+          dy(uniform_matrix<T>(s.m, s.n, 3)),
+          bias(uniform_matrix<T>(1, s.n, 4)),
+          residual(uniform_matrix<T>(s.m, s.n, 5)),
+          dx(uniform_matrix<T>(s.m, s.k, 6)),
+          dw(uniform_matrix<T>(s.n, s.k, 7)),
+          y(s.m, s.n) {}
     std::string touched() const {
         return x.touched() + w.touched() + dy.touched() + bias.touched() + residual.touched() + dx.touched() +
                dw.touched() + y.touched();
@@ -71,24 +79,25 @@ template <class T> struct operands {
 tolerance sums(idx k) { return {.chain = k + 1, .may_be_dull = false}; }
 
 // The bytes f(arena, executor) asks for.
-template <class F> std::size_t dry_bytes(idx workers, F&& f) {
+template <class F>
+std::size_t dry_bytes(idx workers, F&& f) {
     arena dry;
     dry_run executor{workers};
     f(dry, executor_ref(executor));
     return dry.bytes();
 }
 
-}  // namespace
+} // namespace
 
-TEMPLATE_TEST_CASE("matmul: x W^T from zero, a bias or a residual", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("matmul: x W^T from zero, a bias or a residual", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     arena ws(std::size_t{1} << 20);
     for (shape s : shapes) {
         operands<T> o(s);
-        const oracle plain = product(s.m, s.n, s.k, [&](idx i, idx l) { return o.x(i, l); },
-                                     [&](idx l, idx j) { return o.w(j, l); });
+        const oracle plain = product(
+            s.m, s.n, s.k, [&](idx i, idx l) { return o.x(i, l); }, [&](idx l, idx j) { return o.w(j, l); });
         CAPTURE(s.m, s.n, s.k);
         matmul<Arch>(o.x, o.w, o.y.view(), {}, ws, {});
         REQUIRE(compare(o.y.view(), plain, sums(s.k)) == "");
@@ -109,15 +118,15 @@ TEMPLATE_TEST_CASE("matmul: x W^T from zero, a bias or a residual", "", float_na
     }
 }
 
-TEMPLATE_TEST_CASE("matmul_dx: dy W, overwritten or accumulated", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("matmul_dx: dy W, overwritten or accumulated", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     arena ws(std::size_t{1} << 20);
     for (shape s : shapes) {
         operands<T> o(s);
-        oracle want = product(s.m, s.k, s.n, [&](idx i, idx j) { return o.dy(i, j); },
-                              [&](idx j, idx l) { return o.w(j, l); });
+        oracle want = product(
+            s.m, s.k, s.n, [&](idx i, idx j) { return o.dy(i, j); }, [&](idx j, idx l) { return o.w(j, l); });
         oracle added = want;
         add_to<T>(added, o.dx);
         CAPTURE(s.m, s.n, s.k);
@@ -129,15 +138,15 @@ TEMPLATE_TEST_CASE("matmul_dx: dy W, overwritten or accumulated", "", float_nati
     }
 }
 
-TEMPLATE_TEST_CASE("matmul_dw: dy^T x is added to what is there", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("matmul_dw: dy^T x is added to what is there", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     arena ws(std::size_t{1} << 20);
     for (shape s : shapes) {
         operands<T> o(s);
-        oracle want = product(s.n, s.k, s.m, [&](idx j, idx i) { return o.dy(i, j); },
-                              [&](idx i, idx l) { return o.x(i, l); });
+        oracle want = product(
+            s.n, s.k, s.m, [&](idx j, idx i) { return o.dy(i, j); }, [&](idx i, idx l) { return o.x(i, l); });
         add_to<T>(want, o.dw);
         matmul_dw<Arch>(o.dy, o.x, o.dw.view(), ws, {});
         CAPTURE(s.m, s.n, s.k);
@@ -146,8 +155,8 @@ TEMPLATE_TEST_CASE("matmul_dw: dy^T x is added to what is there", "", float_nati
     }
 }
 
-TEMPLATE_TEST_CASE("matmul: bits do not depend on the executor", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("matmul: bits do not depend on the executor", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     operands<T> o({201, 150, 270});
@@ -202,16 +211,16 @@ TEMPLATE_TEST_CASE("matmul: each row has the bits it has alone, and any part of 
     CHECK(different_bits(parts.view(), whole.view()) == "");
 }
 
-TEMPLATE_TEST_CASE("matmul: small integers are multiplied exactly", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("matmul: small integers are multiplied exactly", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     operands<T> o({37, 131, 300});
     fill_integers(o.x.view(), 1);
     fill_integers(o.w.view(), 2);
     arena ws(std::size_t{1} << 20);
     matmul<typename TestType::arch>(o.x, o.w, o.y.view(), {}, ws, {});
-    const oracle want = product(37, 131, 300, [&](idx i, idx l) { return o.x(i, l); },
-                                [&](idx l, idx j) { return o.w(j, l); });
+    const oracle want = product(
+        37, 131, 300, [&](idx i, idx l) { return o.x(i, l); }, [&](idx l, idx j) { return o.w(j, l); });
     bool exact = true;
     for (idx i = 0; i < 37; ++i)
         for (idx j = 0; j < 131; ++j) exact = exact && static_cast<double>(o.y(i, j)) == want(i, j).value;
@@ -254,7 +263,7 @@ TEMPLATE_TEST_CASE("matmul: nothing to sum leaves the start, nothing to write is
     matmul<Arch>(o.x, o.w, o.y.view(), {}, ws, {});
     for (idx j = 0; j < 150; ++j) CHECK(o.y(4, j) == 0);
 
-    const tensor_view<T> none(nullptr, 0, 140);  // zero tokens, as an empty arena gives them
+    const tensor_view<T> none(nullptr, 0, 140); // zero tokens, as an empty arena gives them
     padded<T> w = uniform_matrix<T>(150, 140, 1), dw = uniform_matrix<T>(150, 140, 2), before = dw;
     const tensor_view<T> no_dy(nullptr, 0, 150);
     matmul<Arch>(none, w, no_dy, {}, ws, {});
@@ -294,8 +303,10 @@ TEST_CASE("matmul: shapes that do not fit are named") {
     auto product_of = [&](const auto& a, const auto& b, const auto& c, const matmul_start<float>& start) {
         matmul(a.view(), b.view(), c, start, ws, {});
     };
-    CHECK_THROWS_WITH(product_of(x, padded<float>(4, 2), y.view(), none), "matmul: w must be 4 x 3, is 4 x 2");
-    CHECK_THROWS_WITH(product_of(x, padded<float>(5, 3), y.view(), none), "matmul: w must be 4 x 3, is 5 x 3");
+    CHECK_THROWS_WITH(product_of(x, padded<float>(4, 2), y.view(), none),
+                      "matmul: w must be 4 x 3, is 4 x 2");
+    CHECK_THROWS_WITH(product_of(x, padded<float>(5, 3), y.view(), none),
+                      "matmul: w must be 4 x 3, is 5 x 3");
     CHECK_THROWS_WITH(product_of(x, w, row.view(), none), "matmul: y must be 2 x 4, is 1 x 4");
     CHECK_THROWS_WITH(product_of(x, w, y.view(), {.bias = wrong_bias.view(), .residual = {}}),
                       "matmul: bias must be 1 x 4, is 1 x 5");
@@ -312,7 +323,8 @@ TEST_CASE("matmul: shapes that do not fit are named") {
                       "matmul_dx: w must be 4 x 3, is 3 x 3");
     CHECK_THROWS_WITH(matmul_dx(row, w, dx.view(), false, ws, {}), "matmul_dx: dx must be 1 x 3, is 2 x 3");
     CHECK_THROWS_WITH(matmul_dw(row, x, dw.view(), ws, {}), "matmul_dw: x must be 1 x 3, is 2 x 3");
-    CHECK_THROWS_WITH(matmul_dw(y, x, padded<float>(5, 3).view(), ws, {}), "matmul_dw: dw must be 4 x 3, is 5 x 3");
+    CHECK_THROWS_WITH(matmul_dw(y, x, padded<float>(5, 3).view(), ws, {}),
+                      "matmul_dw: dw must be 4 x 3, is 5 x 3");
     CHECK(ws.used() == 0);
 }
 
@@ -356,6 +368,7 @@ TEST_CASE("matmul: allocates nothing") {
     operands<float> o({150, 140, 270});
     arena ws(std::size_t{1} << 20);
     sluice::thread_pool pool(2);
+    start_all(pool);
     for (executor_ref ex : {executor_ref(), executor_ref(pool)}) {
         const idx made = allocations_of([&] {
             matmul(o.x, o.w, o.y.view(), o.from_bias(), ws, ex);

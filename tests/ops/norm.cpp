@@ -22,18 +22,31 @@ namespace {
 
 constexpr double eps = 1e-5;
 
-template <class T> struct norm_data {
+template <class T>
+struct norm_data {
     norm_data(idx m_, idx n_, bool centred_)
-        : m(m_), n(n_), centred(centred_), x(uniform_matrix<T>(m, n, 1, -1, 2)), y(m, n), dy(uniform_matrix<T>(m, n, 2)),
-          dx(m, n), scale(uniform_matrix<T>(1, n, 3, 0.5, 1.5)), bias(uniform_matrix<T>(1, n, 4)), inverse(1, m),
-          mean(1, m), dscale(uniform_matrix<T>(1, n, 5)), dbias(uniform_matrix<T>(1, n, 6)) {}
+        : m(m_),
+          n(n_),
+          centred(centred_),
+          x(uniform_matrix<T>(m, n, 1, -1, 2)),
+          y(m, n),
+          dy(uniform_matrix<T>(m, n, 2)),
+          dx(m, n),
+          scale(uniform_matrix<T>(1, n, 3, 0.5, 1.5)),
+          bias(uniform_matrix<T>(1, n, 4)),
+          inverse(1, m),
+          mean(1, m),
+          dscale(uniform_matrix<T>(1, n, 5)),
+          dbias(uniform_matrix<T>(1, n, 6)) {}
     // RMSNorm without bias, LayerNorm with
     tensor_view<T> mean_or_none() { return centred ? mean.view() : tensor_view<T>(); }
-    template <class Arch> void forward(executor_ref ex = {}) {
+    template <class Arch>
+    void forward(executor_ref ex = {}) {
         normalise<Arch, T>(x, scale, centred ? tensor_view<const T>(bias) : tensor_view<const T>(), y.view(),
                            inverse.view(), mean_or_none(), T(eps), ex);
     }
-    template <class Arch> void backward(executor_ref ex = {}) {
+    template <class Arch>
+    void backward(executor_ref ex = {}) {
         normalise_backward<Arch, T>(x, scale, inverse, mean_or_none(), dy, dx.view(), dscale.view(),
                                     centred ? dbias.view() : tensor_view<T>(), ex);
     }
@@ -89,10 +102,10 @@ struct plain_norm {
     oracle y, dx, dscale, dbias;
 };
 
-}  // namespace
+} // namespace
 
-TEMPLATE_TEST_CASE("norm: RMSNorm and LayerNorm forward and backward", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("norm: RMSNorm and LayerNorm forward and backward", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     for (bool centred : {false, true})
@@ -122,18 +135,20 @@ TEMPLATE_TEST_CASE("norm: y may be x and dx may be dy", "", float_native, double
         norm_data<T> same(7, 131, centred);
         copy(data.inverse.view(), same.inverse.view());
         copy(data.mean.view(), same.mean.view());
-        normalise_backward<Arch, T>(same.x, same.scale, same.inverse, same.mean_or_none(), same.dy, same.dy.view(),
-                                    same.dscale.view(), centred ? same.dbias.view() : tensor_view<T>(), {});
+        normalise_backward<Arch, T>(same.x, same.scale, same.inverse, same.mean_or_none(), same.dy,
+                                    same.dy.view(), same.dscale.view(),
+                                    centred ? same.dbias.view() : tensor_view<T>(), {});
         CHECK(different_bits(same.dy.view(), data.dx.view()) == "");
         CHECK(different_bits(same.dscale.view(), data.dscale.view()) == "");
-        normalise<Arch, T>(same.x, same.scale, centred ? tensor_view<const T>(same.bias) : tensor_view<const T>(),
-                           same.x.view(), same.inverse.view(), same.mean_or_none(), T(eps), {});
+        normalise<Arch, T>(same.x, same.scale,
+                           centred ? tensor_view<const T>(same.bias) : tensor_view<const T>(), same.x.view(),
+                           same.inverse.view(), same.mean_or_none(), T(eps), {});
         CHECK(different_bits(same.x.view(), data.y.view()) == "");
     }
 }
 
-TEMPLATE_TEST_CASE("norm: bits depend on neither the executor nor the other rows", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("norm: bits depend on neither the executor nor the other rows", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     for (bool centred : {false, true}) {
@@ -229,15 +244,18 @@ TEST_CASE("norm: shapes that do not fit are named") {
     auto forward = [&](const auto& s, const auto& b, const auto& out, const auto& r, const auto& m) {
         normalise<sluice::simd::native, float>(x, s, b, out, r, m, 1e-5F, {});
     };
-    CHECK_THROWS_WITH(forward(scale, empty, row9.view(), row3.view(), empty), "normalise: y must be 3 x 8, is 1 x 9");
-    CHECK_THROWS_WITH(forward(row9, empty, y.view(), row3.view(), empty), "normalise: scale must be 1 x 8, is 1 x 9");
-    CHECK_THROWS_WITH(forward(scale, row9, y.view(), row3.view(), empty), "normalise: bias must be 1 x 8, is 1 x 9");
+    CHECK_THROWS_WITH(forward(scale, empty, row9.view(), row3.view(), empty),
+                      "normalise: y must be 3 x 8, is 1 x 9");
+    CHECK_THROWS_WITH(forward(row9, empty, y.view(), row3.view(), empty),
+                      "normalise: scale must be 1 x 8, is 1 x 9");
+    CHECK_THROWS_WITH(forward(scale, row9, y.view(), row3.view(), empty),
+                      "normalise: bias must be 1 x 8, is 1 x 9");
     CHECK_THROWS_WITH(forward(scale, empty, y.view(), scale.view(), empty),
                       "normalise: inverse must be 1 x 3, is 1 x 8");
     CHECK_THROWS_WITH(forward(scale, empty, y.view(), row3.view(), scale.view()),
                       "normalise: mean must be 1 x 3, is 1 x 8");
-    auto backward = [&](const auto& s, const auto& r, const auto& m, const auto& dy, const auto& dx, const auto& ds,
-                        const auto& db) {
+    auto backward = [&](const auto& s, const auto& r, const auto& m, const auto& dy, const auto& dx,
+                        const auto& ds, const auto& db) {
         normalise_backward<sluice::simd::native, float>(x, s, r, m, dy, dx, ds, db, {});
     };
     CHECK_THROWS_WITH(backward(scale, row3, empty, row9, y.view(), scale.view(), empty),
@@ -270,6 +288,7 @@ TEST_CASE("norm: allocates nothing") {
     REQUIRE(allocations_are_noticed());
     norm_data<float> data(40, 130, true);
     sluice::thread_pool pool(2);
+    start_all(pool);
     for (executor_ref ex : {executor_ref(), executor_ref(pool)})
         CHECK(allocations_of([&] {
                   data.forward<sluice::simd::native>(ex);

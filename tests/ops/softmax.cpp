@@ -20,10 +20,12 @@ using sluice::tensor_view;
 
 namespace {
 
-template <class T> struct softmax_data {
+template <class T>
+struct softmax_data {
     softmax_data(idx m, idx n)
         : x(uniform_matrix<T>(m, n, 1, -7, 7)), dy(uniform_matrix<T>(m, n, 2)), y(m, n), dx(m, n) {}
-    template <class Arch> void run(executor_ref ex = {}) {
+    template <class Arch>
+    void run(executor_ref ex = {}) {
         softmax<Arch, T>(x, y.view(), ex);
         softmax_backward<Arch, T>(y, dy, dx.view(), ex);
     }
@@ -31,9 +33,10 @@ template <class T> struct softmax_data {
     padded<T> x, dy, y, dx;
 };
 
-}  // namespace
+} // namespace
 
-TEMPLATE_TEST_CASE("softmax: rows and their gradient", "", float_native, float_scalar, double_native, double_scalar) {
+TEMPLATE_TEST_CASE("softmax: rows and their gradient", "", float_native, float_scalar, double_native,
+                   double_scalar) {
     using T = typename TestType::scalar;
     for (idx n : {2, 8, 17, 64, 301})
         for (idx m : {1, 5}) {
@@ -45,7 +48,8 @@ TEMPLATE_TEST_CASE("softmax: rows and their gradient", "", float_native, float_s
                 for (idx j = 0; j < n; ++j) largest = std::max(largest, static_cast<double>(data.x(i, j)));
                 for (idx j = 0; j < n; ++j) sum += std::exp(static_cast<double>(data.x(i, j)) - largest);
                 for (idx j = 0; j < n; ++j) {
-                    const double depth = static_cast<double>(data.x(i, j)) - largest, p = std::exp(depth) / sum;
+                    const double depth = static_cast<double>(data.x(i, j)) - largest,
+                                 p = std::exp(depth) / sum;
                     const double d = static_cast<double>(data.dy(i, j));
                     y(i, j) = {p, p * (1 - depth)};
                     inner += p * d;
@@ -63,8 +67,8 @@ TEMPLATE_TEST_CASE("softmax: rows and their gradient", "", float_native, float_s
         }
 }
 
-TEMPLATE_TEST_CASE("softmax: y may be x and dx may be dy; a shift of the row changes little", "", float_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("softmax: y may be x, dx may be dy, and a shift of the row changes little", "",
+                   float_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     softmax_data<T> first(4, 45), data(4, 45);
@@ -85,8 +89,8 @@ TEMPLATE_TEST_CASE("softmax: y may be x and dx may be dy; a shift of the row cha
         }
 }
 
-TEMPLATE_TEST_CASE("softmax: bits depend on neither the executor nor the other rows", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("softmax: bits depend on neither the executor nor the other rows", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     softmax_data<T> first(23, 130);
@@ -107,8 +111,8 @@ TEMPLATE_TEST_CASE("softmax: bits depend on neither the executor nor the other r
     }
 }
 
-TEMPLATE_TEST_CASE("softmax: NaN and infinities touch their row only", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("softmax: NaN and infinities touch their row only", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     constexpr T inf = std::numeric_limits<T>::infinity();
@@ -153,7 +157,8 @@ TEST_CASE("softmax: no rows, no columns and wrong shapes") {
     no_cols.run<native>();
     CHECK(no_rows.touched() + no_cols.touched() == "");
     padded<float> wrong(3, 9);
-    CHECK_THROWS_WITH((softmax<native, float>(data.x, wrong.view(), {})), "softmax: y must be 3 x 8, is 3 x 9");
+    CHECK_THROWS_WITH((softmax<native, float>(data.x, wrong.view(), {})),
+                      "softmax: y must be 3 x 8, is 3 x 9");
     CHECK_THROWS_WITH((softmax_backward<native, float>(data.y, wrong, data.dx.view(), {})),
                       "softmax_backward: dy must be 3 x 8, is 3 x 9");
     CHECK_THROWS_WITH((softmax_backward<native, float>(data.y, data.dy, wrong.view(), {})),
@@ -165,6 +170,7 @@ TEST_CASE("softmax: allocates nothing") {
     REQUIRE(allocations_are_noticed());
     softmax_data<float> data(30, 70);
     sluice::thread_pool pool(2);
+    start_all(pool);
     for (executor_ref ex : {executor_ref(), executor_ref(pool)})
         CHECK(allocations_of([&] { data.run<sluice::simd::native>(ex); }) == 0);
 }

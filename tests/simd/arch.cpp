@@ -13,21 +13,26 @@ namespace simd = sluice::simd;
 namespace {
 
 struct record {
-    template <class Arch, class... Args> void operator()(Arch, idx& seen, Args&&... rest) const;
+    template <class Arch, class... Args>
+    void operator()(Arch, idx& seen, Args&&... rest) const;
 };
 
-template <class Arch, class... Args> void record::operator()(Arch, idx& seen, Args&&... rest) const {
+template <class Arch, class... Args>
+void record::operator()(Arch, idx& seen, Args&&... rest) const {
     seen = simd::pack<float, Arch>::size * 100 + static_cast<idx>(sizeof...(rest));
 }
 
 struct take_ownership {
-    template <class Arch> void operator()(Arch, std::unique_ptr<int> from, int& to) const { to = *from; }
+    template <class Arch>
+    void operator()(Arch, std::unique_ptr<int> from, int& to) const {
+        to = *from;
+    }
 };
 
 #define ISA_TEXT_OF(name) #name
 #define ISA_TEXT(name) ISA_TEXT_OF(name)
 
-}  // namespace
+} // namespace
 
 static_assert(!simd::has_registers<simd::scalar>());
 static_assert(std::is_same_v<simd::native_or_scalar<simd::scalar>::type, simd::scalar>);

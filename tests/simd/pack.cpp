@@ -24,26 +24,33 @@ constexpr bool has_fma = true;
 constexpr bool has_fma = false;
 #endif
 
-template <class P> using lanes_of = std::array<typename P::value_type, static_cast<std::size_t>(P::size)>;
+template <class P>
+using lanes_of = std::array<typename P::value_type, static_cast<std::size_t>(P::size)>;
 
-template <class P> lanes_of<P> lanes(P p) {
+template <class P>
+lanes_of<P> lanes(P p) {
     lanes_of<P> out;
     p.store(out.data());
     return out;
 }
 // One and zero for true and false.
-template <class P> lanes_of<P> lanes_of_mask(typename P::mask m) {
+template <class P>
+lanes_of<P> lanes_of_mask(typename P::mask m) {
     using T = typename P::value_type;
     return lanes(select(m, P(T(1)), P(T(0))));
 }
-template <class P> P some_pack(std::uint64_t key, double low = -2, double high = 2) {
+template <class P>
+P some_pack(std::uint64_t key, double low = -2, double high = 2) {
     lanes_of<P> out;
     fill_uniform(tensor_view(out.data(), 1, P::size), key, low, high);
     return P::load(out.data());
 }
-template <class T> bool same_bits(T a, T b) { return std::memcmp(&a, &b, sizeof(T)) == 0; }
+template <class T>
+bool same_bits(T a, T b) {
+    return std::memcmp(&a, &b, sizeof(T)) == 0;
+}
 
-}  // namespace
+} // namespace
 
 TEMPLATE_TEST_CASE("pack: loads and stores at any alignment", "", float_native, float_scalar, double_native,
                    double_scalar) {
@@ -68,7 +75,7 @@ TEMPLATE_TEST_CASE("pack: load_partial reads n elements and fills with zeros", "
     using T = typename TestType::scalar;
     using P = pack<T, typename TestType::arch>;
     for (idx n = 0; n <= P::size; ++n) {
-        page_end<T> memory(n);  // the element behind cannot be read
+        page_end<T> memory(n); // the element behind cannot be read
         for (idx i = 0; i < n; ++i) memory[i] = static_cast<T>(i + 1);
         const auto got = lanes(P::load_partial(memory.data(), n));
         for (idx i = 0; i < P::size; ++i)
@@ -97,23 +104,25 @@ TEMPLATE_TEST_CASE("pack: store_partial writes n elements and no more", "", floa
     CHECK(full.touched() == "");
 }
 
-TEMPLATE_TEST_CASE("pack: arithmetic is that of each lane alone", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("pack: arithmetic is that of each lane alone", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using P = pack<T, typename TestType::arch>;
     for (std::uint64_t key = 0; key < 50; ++key) {
         const P a = some_pack<P>(2 * key), b = some_pack<P>(2 * key + 1);
         const auto x = lanes(a), y = lanes(b);
-        const auto sum = lanes(a + b), difference = lanes(a - b), product = lanes(a * b), quotient = lanes(a / b);
+        const auto sum = lanes(a + b), difference = lanes(a - b), product = lanes(a * b),
+                   quotient = lanes(a / b);
         const auto negative = lanes(-a), root = lanes(sqrt(a * a)), larger = lanes(max(a, b));
-        const auto smaller = lanes_of_mask<P>(a < b), equal = lanes_of_mask<P>(a == b), self = lanes_of_mask<P>(a == a);
+        const auto smaller = lanes_of_mask<P>(a < b), equal = lanes_of_mask<P>(a == b),
+                   self = lanes_of_mask<P>(a == a);
         bool good = true;
         for (std::size_t i = 0; i < x.size(); ++i) {
-            const volatile T xx = x[i] * x[i];  // rounded, as the pack's product is
-            good = good && sum[i] == x[i] + y[i] && difference[i] == x[i] - y[i] && product[i] == x[i] * y[i] &&
-                   quotient[i] == x[i] / y[i] && negative[i] == -x[i] && root[i] == std::sqrt(T(xx)) &&
-                   larger[i] == std::max(x[i], y[i]) && smaller[i] == T(x[i] < y[i]) && equal[i] == T(x[i] == y[i]) &&
-                   self[i] == 1;
+            const volatile T xx = x[i] * x[i]; // rounded, as the pack's product is
+            good = good && sum[i] == x[i] + y[i] && difference[i] == x[i] - y[i] &&
+                   product[i] == x[i] * y[i] && quotient[i] == x[i] / y[i] && negative[i] == -x[i] &&
+                   root[i] == std::sqrt(T(xx)) && larger[i] == std::max(x[i], y[i]) &&
+                   smaller[i] == T(x[i] < y[i]) && equal[i] == T(x[i] == y[i]) && self[i] == 1;
         }
         if (!good) FAIL("key " << key);
     }
@@ -159,13 +168,14 @@ TEMPLATE_TEST_CASE("pack: fma rounds once where the hardware can, else twice", "
         for (std::size_t i = 0; i < x.size(); ++i) {
             const volatile T product = x[i] * y[i];
             const T want = has_fma ? std::fma(x[i], y[i], z[i]) : product + z[i];
-            if (!same_bits(r[i], want)) FAIL("key " << key << ": " << bits_text(r[i]) << " is not " << bits_text(want));
+            if (!same_bits(r[i], want))
+                FAIL("key " << key << ": " << bits_text(r[i]) << " is not " << bits_text(want));
         }
     }
 }
 
-TEMPLATE_TEST_CASE("pack: scale_by_bits multiplies by a power of two", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("pack: scale_by_bits multiplies by a power of two", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using P = pack<T, typename TestType::arch>;
     const T magic = std::ldexp(T(1.5), std::numeric_limits<T>::digits - 1);
@@ -178,13 +188,13 @@ TEMPLATE_TEST_CASE("pack: scale_by_bits multiplies by a power of two", "", float
     }
 }
 
-TEMPLATE_TEST_CASE("pack: sum adds halves until one lane is left", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("pack: sum adds halves until one lane is left", "", float_native, float_scalar,
+                   double_native, double_scalar) {
     using T = typename TestType::scalar;
     using P = pack<T, typename TestType::arch>;
     bool order_matters = P::size <= 2;
     for (std::uint64_t key = 0; key < 50; ++key) {
-        const P a = some_pack<P>(key) * some_pack<P>(key + 1000);  // products, whose last bits are not zero
+        const P a = some_pack<P>(key) * some_pack<P>(key + 1000); // products, whose last bits are not zero
         auto x = lanes(a);
         T in_order = 0;
         for (T lane : x) in_order += lane;
@@ -224,8 +234,8 @@ TEMPLATE_TEST_CASE("pack: zero_beyond keeps n lanes, and zero is no product", ""
     }
 }
 
-TEMPLATE_TEST_CASE("pack: for_each_pack visits all elements in order, the tail once", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("pack: for_each_pack visits all elements in order, the tail once", "", float_native,
+                   float_scalar, double_native, double_scalar) {
     using P = pack<typename TestType::scalar, typename TestType::arch>;
     for (idx n = 0; n <= 4 * P::size + 3; ++n) {
         idx next = 0;

@@ -6,7 +6,8 @@
 
 namespace sluice::test {
 
-template <class T, class Arch> struct numeric_type {
+template <class T, class Arch>
+struct numeric_type {
     using scalar = T;
     using arch = Arch;
 };
@@ -15,4 +16,4 @@ struct float_scalar : numeric_type<float, simd::scalar> {};
 struct double_native : numeric_type<double, simd::native> {};
 struct double_scalar : numeric_type<double, simd::scalar> {};
 
-}  // namespace sluice::test
+} // namespace sluice::test

@@ -4,8 +4,9 @@
 #include <sluice/core/executor.hpp>
 #include <sluice/parallel/thread_pool.hpp>
 
+#include <atomic>
 #include <string>
-#include <vector>
+#include <thread>
 
 namespace sluice::test {
 
@@ -24,8 +25,19 @@ struct reverse_in_parts {
     }
 };
 
+// Returns when all threads of the pool have been at work: what a thread allocates as it starts is done then.
+inline void start_all(thread_pool& pool) {
+    std::atomic<idx> here{0};
+    auto meet = [&](idx, idx, idx) {
+        ++here;
+        while (here < pool.concurrency()) std::this_thread::yield();
+    };
+    pool.run(pool.concurrency(), meet);
+}
+
 // Calls f(executor, its name): the calling thread, parts in reverse, and pools, of 1, 2 and 3 workers.
-template <class F> void for_each_executor(F&& f) {
+template <class F>
+void for_each_executor(F&& f) {
     f(executor_ref(), std::string("serial"));
     for (idx workers = 1; workers <= 3; ++workers) {
         reverse_in_parts parts{workers};
@@ -35,4 +47,4 @@ template <class F> void for_each_executor(F&& f) {
     }
 }
 
-}  // namespace sluice::test
+} // namespace sluice::test

@@ -1,5 +1,5 @@
-// Data for tests, the same in every run: seeded numbers, small integers whose sums are exact, matrices with guards
-// around and between their rows, and memory that ends where the next page cannot be touched.
+// Data for tests, the same in every run: seeded numbers, small integers whose sums are exact, matrices with
+// guards around and between their rows, and memory that ends where the next page cannot be touched.
 #pragma once
 
 #include <sluice/core/random.hpp>
@@ -22,13 +22,14 @@ void fill_uniform(const tensor_view<T>& t, std::uint64_t key, double low = -1, d
     for (idx i = 0; i < t.rows(); ++i)
         for (idx j = 0; j < t.cols(); ++j) {
             const idx n = 2 * (i * t.cols() + j);
-            const double drawn = numbers.uniform(n) + 0x1p-24 * numbers.uniform(n + 1);  // 48 bits
+            const double drawn = numbers.uniform(n) + 0x1p-24 * numbers.uniform(n + 1); // 48 bits
             t(i, j) = static_cast<T>(low + (high - low) * drawn);
         }
 }
 
 // Integers in [-most, most]: with most = 8, sums of 2^17 products are exact in float.
-template <class T> void fill_integers(const tensor_view<T>& t, std::uint64_t key, std::uint32_t most = 8) {
+template <class T>
+void fill_integers(const tensor_view<T>& t, std::uint64_t key, std::uint32_t most = 8) {
     const random_source numbers(key);
     for (idx i = 0; i < t.rows(); ++i)
         for (idx j = 0; j < t.cols(); ++j) {
@@ -37,18 +38,23 @@ template <class T> void fill_integers(const tensor_view<T>& t, std::uint64_t key
         }
 }
 
-template <class To, class From> void copy(const tensor_view<From>& from, const tensor_view<To>& to) {
+template <class To, class From>
+void copy(const tensor_view<From>& from, const tensor_view<To>& to) {
     for (idx i = 0; i < to.rows(); ++i)
         for (idx j = 0; j < to.cols(); ++j) to(i, j) = from(i, j);
 }
 
-// A matrix whose rows stand `pad` elements apart and start `lead` elements into its memory, which is not aligned
-// to a register for the odd leads used here. All else is a NaN of known bits: reading it spoils the result, and
-// touched() tells whether it was written.
-template <class T> class padded {
+// A matrix whose rows stand `pad` elements apart and start `lead` elements into its memory, which is not
+// aligned to a register for the odd leads used here. All else is a NaN of known bits: reading it spoils the
+// result, and touched() tells whether it was written.
+template <class T>
+class padded {
 public:
     padded(idx rows, idx cols, idx pad = 5, idx lead = 19)
-        : rows_(rows), cols_(cols), stride_(cols + pad), lead_(lead),
+        : rows_(rows),
+          cols_(cols),
+          stride_(cols + pad),
+          lead_(lead),
           memory_(static_cast<std::size_t>(lead + rows * stride_ + 37), guard()) {
         fill(view(), T(0));
     }
@@ -65,7 +71,8 @@ public:
         const T untouched = guard();
         for (std::size_t at = 0; at < memory_.size(); ++at) {
             const idx from_start = static_cast<idx>(at) - lead_;
-            const bool inside = from_start >= 0 && from_start < rows_ * stride_ && from_start % stride_ < cols_;
+            const bool inside =
+                from_start >= 0 && from_start < rows_ * stride_ && from_start % stride_ < cols_;
             if (!inside && std::memcmp(&memory_[at], &untouched, sizeof(T)) != 0)
                 return "an element outside was written, " + std::to_string(from_start) + " from the first";
         }
@@ -84,7 +91,8 @@ private:
     std::vector<T> memory_;
 };
 
-template <class T> padded<T> uniform_matrix(idx rows, idx cols, std::uint64_t key, double low = -1, double high = 1) {
+template <class T>
+padded<T> uniform_matrix(idx rows, idx cols, std::uint64_t key, double low = -1, double high = 1) {
     padded<T> m(rows, cols);
     fill_uniform(m.view(), key, low, high);
     return m;
@@ -92,7 +100,8 @@ template <class T> padded<T> uniform_matrix(idx rows, idx cols, std::uint64_t ke
 
 // n elements that end with their page; the page after it, and the one before the first, cannot be touched.
 // Reading or writing there ends the program, so no test can overlook it.
-template <class T> class page_end {
+template <class T>
+class page_end {
 public:
     explicit page_end(idx n) : n_(n) {
         const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -119,4 +128,4 @@ private:
     T* data_ = nullptr;
 };
 
-}  // namespace sluice::test
+} // namespace sluice::test

@@ -98,7 +98,7 @@ inline std::shared_ptr<std::byte> allocate(std::size_t bytes) {
             [](std::byte* p) { ::operator delete[](p, line); }};
 }
 
-}  // namespace detail
+} // namespace detail
 
 // A copy of bytes that came another way. `name` stands for the path in messages.
 inline file from_memory(std::span<const std::byte> bytes, std::string name) {
@@ -169,7 +169,7 @@ private:
     std::size_t size_ = 0;
 };
 
-}  // namespace detail
+} // namespace detail
 
 // The file's content in memory aligned to 64 bytes. Throws input_error where it cannot be opened, is not a
 // regular file, is longer than `max_bytes`, or ends before its size says.
@@ -269,7 +269,7 @@ private:
     int fd_ = -1;
 };
 
-}  // namespace detail
+} // namespace detail
 
 #else
 
@@ -335,7 +335,7 @@ private:
     std::ofstream out_;
 };
 
-}  // namespace detail
+} // namespace detail
 
 #endif
 
@@ -357,7 +357,7 @@ public:
     }
 
 private:
-    static constexpr std::size_t capacity = std::size_t{1} << 16;  // rows of a strided view may be short
+    static constexpr std::size_t capacity = std::size_t{1} << 16; // rows of a strided view may be short
     void flush() {
         file_.write(buffer_);
         buffer_.clear();
@@ -377,5 +377,5 @@ void write_beside_and_rename(const std::string& path, F&& write) {
     out.publish();
 }
 
-}  // namespace SLUICE_ISA
-}  // namespace sluice::io
+} // namespace SLUICE_ISA
+} // namespace sluice::io

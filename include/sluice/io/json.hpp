@@ -13,8 +13,8 @@
 namespace sluice::io {
 
 struct json_limits {
-    idx depth = 4;                 // open containers
-    std::size_t keys = 1'000'000;  // of one object
+    idx depth = 4;                // open containers
+    std::size_t keys = 1'000'000; // of one object
 };
 
 // Where in a text something stands: the keys from the outermost object inwards, and the number of open
@@ -95,7 +95,7 @@ private:
         handler_.close(place());
         return true;
     }
-    bool refuse(const std::string& what) const {  // returns nothing: the parser wants a bool
+    bool refuse(const std::string& what) const { // returns nothing: the parser wants a bool
         std::string path;
         for (const auto& k : keys_) path += (path.empty() ? "\"" : ".\"") + k.substr(0, 512) + "\"";
         fail(where_, (path.empty() ? "text" : path) + " holds " + what +
@@ -110,7 +110,7 @@ private:
     idx depth_ = 0;
 };
 
-}  // namespace detail
+} // namespace detail
 
 // Tells `handler` what the text holds. Throws input_error, its message beginning with `where`, where the text
 // is not valid JSON in UTF-8, holds a value of a type not allowed or a key twice, or exceeds a limit. The
@@ -145,5 +145,5 @@ inline std::string json_quote(std::string_view text, const std::string& where) {
     return quoted;
 }
 
-}  // namespace SLUICE_ISA
-}  // namespace sluice::io
+} // namespace SLUICE_ISA
+} // namespace sluice::io

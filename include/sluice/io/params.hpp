@@ -60,7 +60,7 @@ void check_params(const safetensors& file, std::string_view prefix, const P& par
     found.require_none(file);
 }
 
-}  // namespace detail
+} // namespace detail
 
 // Adds every tensor of the set to the writer, buffers included; vectors of one row get one dimension. The
 // tensors are read by writer.save. Throws as writer.add does.
@@ -114,5 +114,5 @@ P bind(const safetensors& file, std::string_view prefix, const Config& config) {
     return params;
 }
 
-}  // namespace SLUICE_ISA
-}  // namespace sluice::io
+} // namespace SLUICE_ISA
+} // namespace sluice::io

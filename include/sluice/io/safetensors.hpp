@@ -1,4 +1,4 @@
-// Safetensors files: a strict reader that hands out views, and a writer.
+// Safetensors files: a strict reader that hands out views. The writer is in safetensors_writer.hpp.
 //
 // A file is a length n (8 bytes, little-endian), a JSON header of n bytes, and the tensors' bytes without
 // gaps. Whatever bytes a file has, reading it yields tensors inside it or input_error. Values are not looked
@@ -82,7 +82,7 @@ inline constexpr dtype dtype_of = find_dtype<T>();
 
 struct tensor_info {
     dtype type = dtype::u8;
-    std::vector<idx> shape;  // up to 8 dimensions, row-major; none: a scalar
+    std::vector<idx> shape; // up to 8 dimensions, row-major; none: a scalar
     std::span<const std::byte> bytes;
 
     // As a matrix: a scalar or vector is one row, leading dimensions are folded into rows.
@@ -101,8 +101,8 @@ struct tensor_info {
 };
 
 struct safetensors_options {
-    std::size_t max_header = std::size_t{16} << 20;  // bytes; the format allows 100,000,000
-    bool allow_trailing = false;                     // bytes after the last tensor
+    std::size_t max_header = std::size_t{16} << 20; // bytes; the format allows 100,000,000
+    bool allow_trailing = false;                    // bytes after the last tensor
 };
 
 inline namespace SLUICE_ISA {
@@ -127,7 +127,7 @@ inline void require_name(const std::string& where, std::string_view name) {
 inline checked_size shape_bytes(std::span<const idx> shape, dtype type) {
     checked_size bytes = facts(type).bytes;
     for (const idx n : shape)
-        bytes = bytes * checked_size(static_cast<std::uint64_t>(n));  // negative: too large
+        bytes = bytes * checked_size(static_cast<std::uint64_t>(n)); // negative: too large
     return bytes;
 }
 
@@ -149,7 +149,7 @@ inline void copy_elements(std::byte* to, const std::byte* from, std::size_t byte
 struct header_entry {
     std::string name;
     tensor_info info;
-    std::uint64_t begin = 0, end = 0;  // in the data section
+    std::uint64_t begin = 0, end = 0; // in the data section
 };
 
 // Reads the header's JSON into entries and metadata; everything that one entry alone can tell is checked.
@@ -237,7 +237,7 @@ private:
     int n_offsets_ = 0;
 };
 
-}  // namespace detail
+} // namespace detail
 
 // The tensors of a file. Views and spans are valid as long as this object, a copy of it or of its file lives.
 class safetensors {
@@ -378,5 +378,5 @@ private:
     std::map<std::string, std::string> metadata_;
 };
 
-}  // namespace SLUICE_ISA
-}  // namespace sluice::io
+} // namespace SLUICE_ISA
+} // namespace sluice::io

@@ -68,7 +68,7 @@ private:
         std::string quoted;
         tensor_info info;
         rows_of_bytes memory;
-        std::size_t number;  // order of the calls
+        std::size_t number; // order of the calls
     };
 
     static std::string place(std::string_view name) {
@@ -134,8 +134,8 @@ private:
     }
 
     std::map<std::string, entry, std::less<>> entries_;
-    std::map<std::string, std::string> metadata_;  // both quoted
+    std::map<std::string, std::string> metadata_; // both quoted
 };
 
-}  // namespace SLUICE_ISA
-}  // namespace sluice::io
+} // namespace SLUICE_ISA
+} // namespace sluice::io

@@ -69,7 +69,7 @@ struct attention_block {
 template <class T, class Policy> struct attention_backward_args {
     const T *q, *dy, *lse, *delta; // first row of the sequence, first head of the group; delta = sum(dy y)
     T* dq;
-    idx q_row, dy_row, stat_row, dq_row; // lse and delta share stat_row
+    idx q_row, dy_row, lse_row, delta_row, dq_row;
     attention_source<T> keys;            // at the head
     T *dk, *dv;                          // at the head, accumulated
     idx dk_row, dv_row;
@@ -257,7 +257,7 @@ void attention_backward_rows(const attention_backward_args<T, Policy>& g,
         const key_range all = g.policy->range(g.sequence, i + r, g.source);
         const idx lo = std::clamp<idx>(all.lo - tile, 0, width), hi = std::clamp<idx>(all.hi - tile, lo, width);
         T *p = t.p + r * key_tile, *dp = t.dp + r * key_tile;
-        const P lse(g.lse[(i + r) * g.stat_row + head]), delta(g.delta[(i + r) * g.stat_row + head]);
+        const P lse(g.lse[(i + r) * g.lse_row + head]), delta(g.delta[(i + r) * g.delta_row + head]);
         simd::for_each_pack<P>(hi - lo, [&](idx j, idx k) {
             const P weight = exp(fma(P::load_partial(p + lo + j, k), P(g.scale), -lse));
             const P slope = weight * (P::load_partial(dp + lo + j, k) - delta) * P(g.scale);

@@ -165,7 +165,9 @@ public:
         if (!ex.dry()) state.check_room(b);
         const arena::scope scope(workspace);
         const tensors t = take(b.n_tokens, workspace);
-        const std::span<idx> past(workspace.take<idx>(b.n_sequences()), ex.dry() ? 0 : static_cast<std::size_t>(b.n_sequences()));
+        // as many as a batch can name, so that bytes() covers every batch
+        const idx slots = state.n_sequences();
+        const std::span<idx> past(workspace.take<idx>(slots), ex.dry() ? 0 : static_cast<std::size_t>(slots));
         project(b, x, t, workspace, ex);
         if (!ex.dry()) state.append(b, t.k, t.v, past);
         attend<Arch>(b, shape(), t.q, cached_keys<T>{&b, &state}, causal_attention{config_.window, past}, t.y,

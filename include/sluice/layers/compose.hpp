@@ -42,11 +42,21 @@ void initialise(const chain_params<P...>& p, const auto& config, const random_so
     }(std::index_sequence_for<P...>{});
 }
 
+template <class S> void check_room_of(const S& state, const batch& b) {
+    if constexpr (requires { state.check_room(b); }) state.check_room(b);
+}
+
 template <class... S> struct chain_state {
     parts<S...> layers;
     void truncate(idx slot, idx tokens) {
         [&]<std::size_t... I>(std::index_sequence<I...>) {
             (get<I>(layers).truncate(slot, tokens), ...);
+        }(std::index_sequence_for<S...>{});
+    }
+    // Throws unless every part has room, so that none is written where another would refuse.
+    void check_room(const batch& b) const {
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            (check_room_of(get<I>(layers), b), ...);
         }(std::index_sequence_for<S...>{});
     }
 };
@@ -82,8 +92,12 @@ void initialise(const stack_params<P>& p, const auto& config, const random_sourc
 
 template <class S> struct stack_state {
     std::span<S> layers;
+    limits most{}; // what it was bound for
     void truncate(idx slot, idx tokens) {
         for (S& s : layers) s.truncate(slot, tokens);
+    }
+    void check_room(const batch& b) const {
+        for (const S& s : layers) check_room_of(s, b);
     }
 };
 
@@ -143,8 +157,10 @@ private:
 // on the tape, or two buffers in turn; their addresses are the last thing on the tape.
 template <class T> class relay {
 public:
-    relay(idx n_layers, idx rows, idx width, in<T> x, tensor_view<T> y, arena* tape, arena& workspace)
+    relay(std::string_view layer, idx n_layers, idx rows, idx width, in<T> x, tensor_view<T> y, arena* tape, arena& workspace)
         : n_layers_(n_layers), rows_(rows), width_(width), from_(x), y_(y), tape_(tape), workspace_(workspace) {
+        require_shape(x, rows, width, layer, "x");
+        require_shape(y, rows, width, layer, "y"); // the last layer would see it when the others' states are written
         if (tape == nullptr) {
             for (auto& buffer : buffers_)
                 if (n_layers > 1) buffer = workspace.take<T>(rows, width);
@@ -160,10 +176,8 @@ public:
         f(from_, to);
         from_ = to;
     }
-    void finish(executor_ref ex) {
-        if (n_layers_ == 0) copy<T>(from_, y_, ex);
-        if (tape_ == nullptr) return;
-        const T** addresses = tape_->take<const T*>(n_layers_);
+    void finish() {
+        const T** addresses = tape_ == nullptr ? nullptr : tape_->take<const T*>(n_layers_);
         if (addresses != nullptr) std::copy_n(inputs_, n_layers_, addresses);
     }
 
@@ -195,9 +209,6 @@ public:
         if (i + 1 < n_layers_) (void)tape_.pop<T>(rows_, width_); // this layer's output
         d_ = to;
     }
-    void finish(executor_ref ex) const {
-        if (n_layers_ == 0) copy<T>(d_, dx_, ex);
-    }
 
 private:
     idx n_layers_, rows_, width_;
@@ -210,11 +221,8 @@ private:
 template <class... Layers> class chain {
     static constexpr idx n_layers = sizeof...(Layers);
     static_assert(n_layers > 0, "sluice: a chain needs at least one layer");
-    template <class First, class...> struct first_of {
-        using type = First;
-    };
     using layers_type = parts<Layers...>;
-    using first_layer = typename first_of<Layers...>::type;
+    using first_layer = std::remove_reference_t<decltype(get<0>(std::declval<layers_type&>()))>;
 
 public:
     using scalar = typename first_layer::scalar;
@@ -242,11 +250,11 @@ public:
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
         const arena::scope scope(workspace);
-        relay<T> walk(n_layers, b.n_tokens, d_in(), x, y, tape, workspace);
+        relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, tape, workspace);
         for_each_layer([&](auto i, const auto& layer) {
             walk.step(i(), [&](in<T> from, tensor_view<T> to) { layer.forward(b, from, to, tape, workspace, ex); });
         });
-        walk.finish(ex);
+        walk.finish();
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
@@ -261,7 +269,6 @@ public:
                        }),
              ...);
         }(std::index_sequence_for<Layers...>{});
-        walk.finish(ex);
     }
     state_type bind_state(arena& memory, const limits& most) const {
         state_type state;
@@ -272,8 +279,10 @@ public:
     }
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
+        check_batch(b, "chain");
+        if (!ex.dry()) state.check_room(b);
         const arena::scope scope(workspace);
-        relay<T> walk(n_layers, b.n_tokens, d_in(), x, y, nullptr, workspace);
+        relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, nullptr, workspace);
         for_each_layer([&](auto i, const auto& layer) {
             walk.step(i(), [&](in<T> from, tensor_view<T> to) {
                 layer.extend(b, from, to, get<static_cast<std::size_t>(i())>(state.layers), workspace, ex);
@@ -336,10 +345,10 @@ public:
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
         const arena::scope scope(workspace);
-        relay<T> walk(n_layers(), b.n_tokens, d_in(), x, y, tape, workspace);
+        relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, tape, workspace);
         for (idx i = 0; i < n_layers(); ++i)
             walk.step(i, [&](in<T> from, tensor_view<T> to) { at(i).forward(b, from, to, tape, workspace, ex); });
-        walk.finish(ex);
+        walk.finish();
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
@@ -349,7 +358,6 @@ public:
             walk.step(i, [&](in<T> from, in<T> d, tensor_view<T> to) {
                 at(i).backward(b, from, d, to, tape, part_of(grad, i), workspace, ex);
             });
-        walk.finish(ex);
     }
     state_type bind_state(arena& memory, const limits& most) const {
         using layer_state = typename Layer::state_type;
@@ -358,17 +366,19 @@ public:
             layer_state one = at(i).bind_state(memory, most);
             if (first != nullptr) first[i] = one;
         }
-        return {{first, first == nullptr ? 0 : static_cast<std::size_t>(n_layers())}};
+        return {{first, first == nullptr ? 0 : static_cast<std::size_t>(n_layers())}, most};
     }
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
         const arena::scope scope(workspace);
-        relay<T> walk(n_layers(), b.n_tokens, d_in(), x, y, nullptr, workspace);
+        relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, nullptr, workspace);
         for (idx i = 0; i < n_layers(); ++i)
             walk.step(i, [&](in<T> from, tensor_view<T> to) {
-                typename Layer::state_type none; // a dry run's state has no memory for its parts
-                auto& mine = state.layers.empty() ? none : state.layers[static_cast<std::size_t>(i)];
-                at(i).extend(b, from, to, mine, workspace, ex);
+                if (!state.layers.empty())
+                    return at(i).extend(b, from, to, state.layers[static_cast<std::size_t>(i)], workspace, ex);
+                arena dry; // a dry run's state has no memory for its parts
+                auto none = at(i).bind_state(dry, state.most);
+                at(i).extend(b, from, to, none, workspace, ex);
             });
     }
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }

@@ -80,6 +80,18 @@ public:
         matmul<Arch>(x, params_.out(), y, {}, workspace, ex);
     }
 
+    // Throws input_error unless every row has a target: a row of the vocabulary, or ignored_target.
+    void check_targets(std::span<const token_id> targets, idx n_rows) const {
+        if (static_cast<idx>(targets.size()) != n_rows)
+            SLUICE_THROW(input_error("embedding: " + std::to_string(targets.size()) + " targets for " +
+                                     std::to_string(n_rows) + " rows"));
+        for (std::size_t i = 0; i < targets.size(); ++i)
+            if (targets[i] < ignored_target || targets[i] >= config_.vocabulary)
+                SLUICE_THROW(input_error("embedding: target " + std::to_string(targets[i]) + " at row " +
+                                         std::to_string(i) + " is outside the vocabulary of " +
+                                         std::to_string(config_.vocabulary)));
+    }
+
     // Sum over rows of the cross-entropy in nats. With `grad`, dx (rows, d_model) is the gradient of `weight`
     // times that sum and the head's gradient accumulates. Rows are taken in blocks, so logits of all tokens
     // never exist at once. dx may be x.
@@ -89,9 +101,7 @@ public:
         const idx n = x.rows(), block = std::min(n, loss_rows);
         const auto buffer = workspace.take<T>(block, config_.vocabulary);
         const auto losses = workspace.take<T>(1, n), lse = workspace.take<T>(1, block);
-        if (!ex.dry() && static_cast<idx>(targets.size()) != n)
-            SLUICE_THROW(input_error("embedding: " + std::to_string(targets.size()) + " targets for " +
-                                     std::to_string(n) + " rows"));
+        if (!ex.dry()) check_targets(targets, n); // all of them, before any gradient is added to
         for (idx i = 0; i < n; i += block) {
             const idx m = std::min(block, n - i);
             const auto rows = x.row_block(i, m);

@@ -80,7 +80,7 @@ public:
         head(b, y, logits, workspace, ex);
     }
 
-    // Mean cross-entropy in nats of b.ids against `targets` (n_tokens; negative: no target).
+    // Mean cross-entropy in nats of b.ids against `targets` (n_tokens, ignored_target where a row has none).
     double loss(const batch& b, std::span<const token_id> targets, arena& workspace, executor_ref ex = {}) const {
         const arena::scope scope(workspace);
         const auto x = workspace.take<T>(b.n_tokens, d_model()), y = workspace.take<T>(b.n_tokens, d_model());
@@ -96,6 +96,7 @@ public:
                              arena& workspace, executor_ref ex = {}) const {
         const arena::scope scope(workspace);
         const idx n = b.n_tokens;
+        if (!ex.dry()) embedding_.check_targets(targets, n); // before the tape holds anything
         const auto x = workspace.take<T>(n, d_model()), y = workspace.take<T>(n, d_model());
         const auto h = workspace.take<T>(n, d_model()), dx = workspace.take<T>(n, d_model());
         embed(b, x, ex);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/layer.hpp"
+#include "../core/random.hpp"
 #include "../ops/norm.hpp"
 
 namespace sluice {
@@ -51,7 +52,7 @@ public:
         require_positive(config.d_model, "norm", "d_model");
         require(config.eps >= 0, "norm", "eps must not be negative");
         require_shape(params.scale, 1, config.d_model, "norm", "scale");
-        if (centred()) require_shape(params.bias, 1, config.d_model, "norm", "bias");
+        require_shape(params.bias, centred() ? 1 : 0, centred() ? config.d_model : 0, "norm", "bias");
     }
 
     const norm_config& config() const { return config_; }

@@ -61,6 +61,10 @@ template <class MixerState, class FeedForwardState> struct basic_transformer_blo
         attention.truncate(slot, tokens);
         feed_forward.truncate(slot, tokens);
     }
+    void check_room(const batch& b) const {
+        if constexpr (requires { attention.check_room(b); }) attention.check_room(b);
+        if constexpr (requires { feed_forward.check_room(b); }) feed_forward.check_room(b);
+    }
 };
 
 inline namespace SLUICE_ISA {

@@ -73,6 +73,7 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
                const Policy& policy, tensor_view<T> y, tensor_view<T> lse, arena& workspace, executor_ref ex) {
     detail::check_attention(shape, b, q.rows(), q.cols());
     require_shape(y, q.rows(), q.cols(), "attention", "y");
+    if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     const idx group = shape.group(), d = shape.head_dim;
     const idx block = detail::attention_block_tokens(group);
     const idx scratch = kernels::attention_scratch<T, Arch>::forward(block * group, d);
@@ -115,7 +116,12 @@ template <class Arch = simd::native, class T, attention_policy Policy>
 void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T> k, in<T> v, in<T> y,
                         in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, tensor_view<T> dk,
                         tensor_view<T> dv, arena& workspace, executor_ref ex) {
+    static_assert(Policy::n_sources == 1, "sluice: attend_backward knows one source: the call's own keys");
     detail::check_attention(shape, b, q.rows(), q.cols());
+    require_shape(k, q.rows(), shape.n_kv_heads * shape.head_dim, "attention", "k");
+    require_shape(v, k.rows(), k.cols(), "attention", "v");
+    require_shape(y, q.rows(), q.cols(), "attention", "y");
+    require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     require_shape(dy, q.rows(), q.cols(), "attention", "dy");
     require_shape(dq, q.rows(), q.cols(), "attention", "dq");
     require_shape(dk, k.rows(), k.cols(), "attention", "dk");
@@ -150,7 +156,8 @@ void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T
                                                                      .dq = dq.row(first) + head * group * d,
                                                                      .q_row = q.row_stride(),
                                                                      .dy_row = dy.row_stride(),
-                                                                     .stat_row = shape.n_heads,
+                                                                     .lse_row = lse.row_stride(),
+                                                                     .delta_row = delta.row_stride(),
                                                                      .dq_row = dq.row_stride(),
                                                                      .keys = keys,
                                                                      .dk = dk.row(first) + head * d,

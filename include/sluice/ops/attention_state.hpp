@@ -21,12 +21,17 @@ template <class T> struct attention_state {
         require_positive(most.n_sequences, "attention state", "n_sequences");
         require_positive(most.max_rows, "attention state", "max_rows");
         require(most.max_rollback >= 0, "attention state", "max_rollback must not be negative");
+        require(window >= 0, "attention state", "window must not be negative");
+        constexpr idx limit = std::numeric_limits<idx>::max() / 4; // sums below stay in range
+        require(std::max({most.max_tokens, most.max_rows, most.max_rollback, window}) <= limit, "attention state",
+                "max_tokens, max_rows, max_rollback or window is too large");
         attention_state s;
         s.window = window;
         s.most = most;
         const idx all = round_up(most.max_tokens, key_tile);
         s.ring = window == 0 ? all
                              : std::min(all, round_up(window - 1 + most.max_rows + most.max_rollback, key_tile));
+        require(most.n_sequences <= limit / s.ring, "attention state", "n_sequences is too large");
         s.k = a.take<T>(most.n_sequences * s.ring, width);
         s.v = a.take<T>(most.n_sequences * s.ring, width);
         s.length = a.take<idx>(1, most.n_sequences);
@@ -44,12 +49,13 @@ template <class T> struct attention_state {
     // max_rollback tokens behind the newest, for the rest may have been overwritten.
     void truncate(idx slot, idx tokens) {
         check_slot(slot);
-        const std::string where = "attention state: truncate sequence " + std::to_string(slot) + " to " + std::to_string(tokens);
-        if (tokens < 0 || tokens > length(0, slot))
-            SLUICE_THROW(input_error(where + ": it holds " + std::to_string(length(0, slot)) + " tokens"));
+        auto fail = [&](const std::string& why) {
+            SLUICE_THROW(input_error("attention state: truncate sequence " + std::to_string(slot) + " to " +
+                                     std::to_string(tokens) + ": " + why));
+        };
+        if (tokens < 0 || tokens > length(0, slot)) fail("it holds " + std::to_string(length(0, slot)) + " tokens");
         if (tokens > 0 && tokens < newest(0, slot) - most.max_rollback)
-            SLUICE_THROW(input_error(where + ": only " + std::to_string(most.max_rollback) +
-                                     " tokens can be taken back (max_rollback)"));
+            fail("only " + std::to_string(most.max_rollback) + " tokens can be taken back (max_rollback)");
         length(0, slot) = tokens;
         if (tokens == 0) newest(0, slot) = 0;
     }

@@ -71,9 +71,10 @@ template <class Arch, class T> struct product {
         do { // once even for k = 0, which leaves the start
             g.k = std::min(block_k, k - k0);
             g.panel_stride = g.k * tile::cols;
-            const T* source = transposed ? b.row(j) + k0 : b.row(k0) + j;
-            if (g.k > 0)
+            if (g.k > 0) {
+                const T* source = transposed ? b.row(j) + k0 : b.row(k0) + j;
                 simd::invoke(Arch{}, kernels::gemm_pack{}, source, b.row_stride(), transposed, g.k, n, packed);
+            }
             g.a = a + i * a_row + k0 * a_k;
             simd::invoke(Arch{}, kernels::gemm_block{}, g);
             g.start = g.c;

@@ -187,14 +187,14 @@ private:
     std::uint64_t end_ = 0, chunk_ = 1;
     std::exception_ptr error_;
     // On lines of their own: every claim writes next_, every idle worker reads gate_.
-    alignas(64) std::atomic<std::uint64_t> next_{0};  // unsigned: it may run past end_ by a chunk a worker
+    alignas(64) std::atomic<std::uint64_t> next_{0}; // unsigned: it may run past end_ by a chunk a worker
     alignas(64) std::atomic<std::uint64_t> gate_{0};
     alignas(64) std::atomic<idx> sleepers_{0};
     std::atomic<bool> stop_{false};
-    std::mutex running_, sleep_;  // held by the caller of run; guards sleeping and error_
+    std::mutex running_, sleep_; // held by the caller of run; guards sleeping and error_
     std::condition_variable start_, done_;
     std::vector<std::thread> threads_;
 };
 
-}  // namespace SLUICE_ISA
-}  // namespace sluice
+} // namespace SLUICE_ISA
+} // namespace sluice

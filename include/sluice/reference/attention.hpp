@@ -26,7 +26,8 @@ struct attention_shape {
     double eps = 1e-6; // of the norm of queries and keys
 };
 
-template <class T> struct attention_weights {
+template <class T>
+struct attention_weights {
     tensor_view<const T> w_q;            // n_heads * head_dim x d_model
     tensor_view<const T> w_k, w_v;       // n_kv_heads * head_dim x d_model
     tensor_view<const T> w_o;            // d_model x n_heads * head_dim
@@ -34,11 +35,12 @@ template <class T> struct attention_weights {
 };
 
 // Turns pair i of a head by position * base^(-2 i / d).
-template <class T> void rotate(rotary pairs, double base, idx position, tensor_view<T> head) {
+template <class T>
+void rotate(rotary pairs, double base, idx position, tensor_view<T> head) {
     const idx half = head.cols() / 2;
     for (idx i = 0; i < half && pairs != rotary::none; ++i) {
-        const double angle =
-            static_cast<double>(position) * std::pow(base, -static_cast<double>(i) / static_cast<double>(half));
+        const double angle = static_cast<double>(position) *
+                             std::pow(base, -static_cast<double>(i) / static_cast<double>(half));
         const T c = static_cast<T>(std::cos(angle)), s = static_cast<T>(std::sin(angle));
         T& a = pairs == rotary::half_split ? head(0, i) : head(0, 2 * i);
         T& b = pairs == rotary::half_split ? head(0, i + half) : head(0, 2 * i + 1);
@@ -50,7 +52,8 @@ template <class T> void rotate(rotary pairs, double base, idx position, tensor_v
 
 // x W^T, and then every head normed and turned to its position.
 template <class T>
-void project_heads(const batch& b, const attention_shape& shape, in<T> w, in<T> scale, in<T> x, tensor_view<T> y) {
+void project_heads(const batch& b, const attention_shape& shape, in<T> w, in<T> scale, in<T> x,
+                   tensor_view<T> y) {
     linear<T>({w, {}}, x, y);
     for (idx s = 0; s < b.n_sequences(); ++s)
         for (idx i = b.begin(s); i < b.end(s); ++i)

@@ -12,18 +12,21 @@
 namespace sluice::reference {
 
 // y (n, d_model): rows of the table (vocabulary, d_model).
-template <class T> void embedding(std::span<const token_id> ids, in<T> table, tensor_view<T> y) {
+template <class T>
+void embedding(std::span<const token_id> ids, in<T> table, tensor_view<T> y) {
     for (idx i = 0; i < y.rows(); ++i)
         for (idx j = 0; j < y.cols(); ++j) y(i, j) = table(ids[static_cast<std::size_t>(i)], j);
 }
 
 // logits (n, vocabulary) of h (n, d_model); head (vocabulary, d_model).
-template <class T> void output_logits(in<T> head, in<T> h, tensor_view<T> logits) {
+template <class T>
+void output_logits(in<T> head, in<T> h, tensor_view<T> logits) {
     linear<T>({head, {}}, h, logits);
 }
 
 // The sum of the losses of the rows in nats. A negative target is none.
-template <class T> T cross_entropy(in<T> logits, std::span<const token_id> targets) {
+template <class T>
+T cross_entropy(in<T> logits, std::span<const token_id> targets) {
     T total = 0;
     for (idx i = 0; i < logits.rows(); ++i) {
         const token_id target = targets[static_cast<std::size_t>(i)];

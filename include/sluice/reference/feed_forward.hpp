@@ -12,16 +12,21 @@ namespace sluice::reference {
 
 enum class activation { silu, gelu, relu };
 
-template <class T> T activate(activation kind, T x) {
+template <class T>
+T activate(activation kind, T x) {
     switch (kind) {
-    case activation::silu: return x / (T(1) + std::exp(-x));                          // Swish_1
-    case activation::gelu: return x * (T(1) + std::erf(x / std::sqrt(T(2)))) / T(2);  // x Phi(x)
-    default: return x < T(0) ? T(0) : x;
+    case activation::silu:
+        return x / (T(1) + std::exp(-x)); // Swish_1
+    case activation::gelu:
+        return x * (T(1) + std::erf(x / std::sqrt(T(2)))) / T(2); // x Phi(x)
+    default:
+        return x < T(0) ? T(0) : x;
     }
 }
 
 // Gated where w_gate is not empty. Biases may be empty.
-template <class T> struct feed_forward_weights {
+template <class T>
+struct feed_forward_weights {
     tensor_view<const T> w_gate, w_up;         // d_ff x d_model
     tensor_view<const T> w_down;               // d_model x d_ff
     tensor_view<const T> b_gate, b_up, b_down; // 1 x d_ff, 1 x d_ff, 1 x d_model

@@ -1,6 +1,6 @@
-// The decoder-only language model (Radford et al., "Language models are unsupervised multitask learners", 2019,
-// section 2.3): logits = norm(blocks(embedding(ids))) W_head^T, trained by the mean cross-entropy of the next
-// token.
+// The decoder-only language model (Radford et al., "Language models are unsupervised multitask learners",
+// 2019, section 2.3): logits = norm(blocks(embedding(ids))) W_head^T, trained by the mean cross-entropy of
+// the next token.
 #pragma once
 
 #include "compose.hpp"
@@ -9,10 +9,11 @@
 
 namespace sluice::reference {
 
-template <class T> struct language_model_weights {
-    tensor_view<const T> table, head;                      // vocabulary x d_model; an empty head is tied
+template <class T>
+struct language_model_weights {
+    tensor_view<const T> table, head; // vocabulary x d_model; an empty head is tied
     std::span<const transformer_block_weights<T>> blocks;
-    norm_weights<T> norm;                                  // before the head
+    norm_weights<T> norm; // before the head
 };
 
 // logits (n, vocabulary) of the rows of b.ids, each sequence from its first token.
@@ -30,8 +31,8 @@ void language_model(const batch& b, const transformer_block_shape& shape, const 
 
 // Mean cross-entropy in nats over the rows that have a target.
 template <class T>
-T language_model_loss(const batch& b, const transformer_block_shape& shape, const language_model_weights<T>& p,
-                      std::span<const token_id> targets) {
+T language_model_loss(const batch& b, const transformer_block_shape& shape,
+                      const language_model_weights<T>& p, std::span<const token_id> targets) {
     tensor<T> logits(b.n_tokens, p.table.rows());
     language_model<T>(b, shape, p, logits);
     T n = 0;

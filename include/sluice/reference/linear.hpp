@@ -5,13 +5,15 @@
 
 namespace sluice::reference {
 
-template <class T> struct linear_weights {
+template <class T>
+struct linear_weights {
     tensor_view<const T> w;    // d_out x d_in
     tensor_view<const T> bias; // 1 x d_out, or empty
 };
 
 // y (n, d_out) from x (n, d_in).
-template <class T> void linear(const linear_weights<T>& p, in<T> x, tensor_view<T> y) {
+template <class T>
+void linear(const linear_weights<T>& p, in<T> x, tensor_view<T> y) {
     for (idx i = 0; i < x.rows(); ++i)
         for (idx j = 0; j < p.w.rows(); ++j) {
             T sum = p.bias.empty() ? T(0) : p.bias(0, j);

@@ -10,7 +10,8 @@ namespace sluice::reference {
 
 enum class norm_kind { rms, layer };
 
-template <class T> struct norm_weights {
+template <class T>
+struct norm_weights {
     tensor_view<const T> scale; // 1 x d
     tensor_view<const T> bias;  // 1 x d, or empty
 };

@@ -1,5 +1,5 @@
-// The pre-norm transformer block (Xiong et al., "On layer normalization in the transformer architecture", 2020,
-// table 1):
+// The pre-norm transformer block (Xiong et al., "On layer normalization in the transformer architecture",
+// 2020, table 1):
 //   h = x + attention(norm(x))
 //   y = h + FFN(norm(h))
 #pragma once
@@ -16,7 +16,8 @@ struct transformer_block_shape {
     double eps = 1e-6;
 };
 
-template <class T> struct transformer_block_weights {
+template <class T>
+struct transformer_block_weights {
     norm_weights<T> attention_norm;
     attention_weights<T> attention;
     norm_weights<T> feed_forward_norm;
@@ -25,8 +26,8 @@ template <class T> struct transformer_block_weights {
 
 // y (n, d_model) from x (n, d_model).
 template <class T>
-void transformer_block(const batch& b, const transformer_block_shape& shape, const transformer_block_weights<T>& p,
-                       in<T> x, tensor_view<T> y) {
+void transformer_block(const batch& b, const transformer_block_shape& shape,
+                       const transformer_block_weights<T>& p, in<T> x, tensor_view<T> y) {
     tensor<T> normed(x.rows(), x.cols()), h(x.rows(), x.cols());
     auto add = [](in<T> a, tensor_view<T> sum) {
         for (idx i = 0; i < a.rows(); ++i)

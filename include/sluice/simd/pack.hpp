@@ -55,8 +55,13 @@ public:
     // The larger; the second where either is NaN.
     friend SLUICE_INLINE pack max(pack a, pack b) { return select(b.v < a.v, a, b); }
     friend SLUICE_INLINE pack sqrt(pack a) { return xsimd::sqrt(a.v); }
-    friend SLUICE_INLINE pack tanh(pack a) { return xsimd::tanh(a.v); }
-    friend SLUICE_INLINE pack erf(pack a) { return xsimd::erf(a.v); }
+    // Beyond 32 both are 1. xsimd converts to integers inside, which is undefined for NaN and infinity.
+    friend SLUICE_INLINE pack tanh(pack a) { return select(a == a, xsimd::tanh(within_32(a).v), a); }
+    friend SLUICE_INLINE pack erf(pack a) { return select(a == a, xsimd::erf(within_32(a).v), a); }
+    static SLUICE_INLINE pack within_32(pack a) {
+        const pack above = select(pack(T(-32)) < a, a, pack(T(-32))); // NaN too
+        return select(above < pack(T(32)), above, pack(T(32)));
+    }
 
     // a * b + c
     friend SLUICE_INLINE pack fma(pack a, pack b, pack c) {

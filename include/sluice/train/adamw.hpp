@@ -63,8 +63,9 @@ double adamw(P& weights, const P& gradients, P& means, P& squares, const adamw_c
             a.gradient_scale = static_cast<T>(shrink);
             a.beta1 = static_cast<T>(c.beta1);
             a.beta2 = static_cast<T>(c.beta2);
-            a.step_size = static_cast<T>(rate / (1 - std::pow(c.beta1, t)));
-            a.square_scale = static_cast<T>(1 / (1 - std::pow(c.beta2, t)));
+            // of the rounded betas: 1 - 0.999 in float is 1e-5 off, and the sums would not be what is divided by
+            a.step_size = static_cast<T>(rate / (1 - std::pow(static_cast<double>(a.beta1), t)));
+            a.square_scale = static_cast<T>(1 / (1 - std::pow(static_cast<double>(a.beta2), t)));
             a.eps = static_cast<T>(c.eps);
             a.keep = static_cast<T>(group.decay ? 1 - rate * c.decay : 1);
             adamw_update<simd::native, T>(w, g, m, v, a, ex);

@@ -1,0 +1,121 @@
+#include "support/layer_suite.hpp"
+#include "support/reference_of.hpp"
+
+#include <sluice/layers/feed_forward.hpp>
+
+using namespace sluice::test;
+using sluice::batch;
+using sluice::config_error;
+using sluice::feed_forward_config;
+using sluice::idx;
+using sluice::in;
+using sluice::tensor_view;
+using kind = sluice::feed_forward_kind;
+
+namespace {
+
+struct feed_forward_traits {
+    template <class W>
+    using params = sluice::feed_forward_params<W>;
+    template <class T, class W, class Arch>
+    using layer = sluice::feed_forward<T, W, Arch>;
+
+    static std::vector<variant<feed_forward_config>> variants() {
+        return {
+            {"swiglu of one", {.d_model = 1, .d_ff = 1}},
+            {"swiglu", {.d_model = 7, .d_ff = 19}},
+            {"swiglu with biases", {.d_model = 5, .d_ff = 9, .bias = true}},
+            {"geglu", {.d_model = 9, .d_ff = 17, .kind = kind::geglu, .bias = true}},
+            {"gelu", {.d_model = 3, .d_ff = 31, .kind = kind::gelu}},
+            {"gelu with biases", {.d_model = 11, .d_ff = 5, .kind = kind::gelu, .bias = true}},
+            {"relu with biases", {.d_model = 17, .d_ff = 7, .kind = kind::relu, .bias = true}},
+            {"wide relu", {.d_model = 33, .d_ff = 129, .kind = kind::relu}, true},
+            {"wide swiglu", {.d_model = 65, .d_ff = 257, .bias = true}, true},
+        };
+    }
+    static void reference(const feed_forward_config& c, const params<double>& p, const batch&, in<double> x,
+                          tensor_view<double> y) {
+        sluice::reference::feed_forward<double>(reference_of(c.kind), reference_of(p), x, y);
+    }
+    // Another activation.
+    static void wrong_reference(feed_forward_config c, const params<double>& p, const batch& b, in<double> x,
+                                tensor_view<double> y) {
+        c.kind = c.kind == kind::swiglu ? kind::geglu : kind::swiglu;
+        reference(c, p, b, x, y);
+    }
+};
+
+template <class T>
+using feed_forward_of = sluice::feed_forward<T>;
+
+} // namespace
+
+SLUICE_TEST_LAYER("", feed_forward_traits, float_native, float_scalar, double_native, double_scalar)
+
+TEST_CASE("a config without a size is refused") {
+    const sluice::feed_forward_params<float> none{};
+    CHECK(message_of<config_error>([&] { feed_forward_of<float>({.d_model = 0, .d_ff = 2}, none); }) ==
+          "feed_forward: d_model must be positive, is 0");
+    CHECK(message_of<config_error>([&] { feed_forward_of<float>({.d_model = 2, .d_ff = -3}, none); }) ==
+          "feed_forward: d_ff must be positive, is -3");
+}
+
+TEST_CASE("gate and biases are there when the config says so, and only then") {
+    const feed_forward_config gated{.d_model = 3, .d_ff = 2},
+        plain{.d_model = 3, .d_ff = 2, .kind = kind::gelu};
+    feed_forward_config biased = gated;
+    biased.bias = true;
+    using params = sluice::owned_params<sluice::feed_forward_params<float>>;
+    const params of_gated(gated), of_plain(plain), of_biased(biased);
+    auto said = [](const feed_forward_config& c, const params& p) {
+        return message_of<config_error>([&] { feed_forward_of<float>(c, p.view); });
+    };
+    CHECK(said(gated, of_plain) == "feed_forward: w_gate must be 2 x 3, is 0 x 0");
+    CHECK(said(plain, of_gated) == "feed_forward: w_gate must be 0 x 0, is 2 x 3");
+    CHECK(said(biased, of_gated) == "feed_forward: b_gate must be 1 x 2, is 0 x 0");
+    CHECK(said(gated, of_biased) == "feed_forward: b_gate must be 0 x 0, is 1 x 2");
+    feed_forward_config plain_biased = plain;
+    plain_biased.bias = true;
+    const params of_plain_biased(plain_biased);
+    CHECK(said(plain_biased, of_plain) == "feed_forward: b_up must be 1 x 2, is 0 x 0");
+    CHECK(said(plain, of_plain_biased) == "feed_forward: b_up must be 0 x 0, is 1 x 2");
+    params without_down(plain_biased);
+    without_down.view.b_down = {};
+    CHECK(said(plain_biased, without_down) == "feed_forward: b_down must be 1 x 3, is 0 x 0");
+}
+
+TEST_CASE("a new layer adds nothing") {
+    const feed_forward_config c{.d_model = 6, .d_ff = 8, .bias = true};
+    sluice::owned_params<sluice::feed_forward_params<float>> p(c);
+    each_param([](const sluice::param_name&, sluice::role, const auto& t) { fill(t, 3.0F); }, p.view);
+    initialise(p.view, c, sluice::random_source(5));
+    const feed_forward_of<float> layer(c, p.view);
+    sluice::arena workspace(layer.bytes({.max_tokens = 2, .max_rows = 2}).workspace);
+    auto x = uniform_matrix<float>(2, 6, 1), y = uniform_matrix<float>(2, 6, 2);
+    layer.forward(batch::one(2), x, y, nullptr, workspace);
+    for (idx j = 0; j < 12; ++j) CHECK(y(j / 6, j % 6) == 0);
+    CHECK(layer.flops(2) == 2.0 * 2 * 3 * 48);
+    CHECK(p.view.w_up(0, 0) != 0);
+    CHECK(p.view.w_up(0, 0) != p.view.w_gate(0, 0)); // drawn apart
+}
+
+TEST_CASE("large values saturate and do not turn into NaN") {
+    for (const kind k : {kind::swiglu, kind::geglu, kind::gelu, kind::relu}) {
+        const feed_forward_config c{.d_model = 2, .d_ff = 2, .kind = k};
+        sluice::owned_params<sluice::feed_forward_params<float>> p(c), grad(c);
+        each_param([](const sluice::param_name&, sluice::role, const auto& t) { t(0, 0) = t(1, 1) = 1; },
+                   p.view);
+        const feed_forward_of<float> layer(c, p.view);
+        const auto need = layer.bytes({.max_tokens = 2, .max_rows = 1});
+        sluice::arena workspace(need.workspace), tape(need.tape);
+        padded<float> x(1, 2), y(1, 2), dx(1, 2);
+        x(0, 0) = 1e15F;
+        x(0, 1) = -1e15F;
+        layer.forward(batch::one(1), x, y, &tape, workspace);
+        CHECK(y(0, 0) == approx(static_cast<double>(c.gated() ? 1e30F : 1e15F)));
+        CHECK(y(0, 1) == 0);
+        layer.backward(batch::one(1), x, x, dx, tape, grad.view, workspace);
+        CHECK(std::isfinite(dx(0, 0)));
+        CHECK(dx(0, 1) == 0);
+    }
+}
