@@ -209,6 +209,8 @@ function(check_header file)
             set_property(GLOBAL APPEND PROPERTY sluice_conditionals "${file}:${number}")
         elseif(line MATCHES "^[ \t]*#[ \t]*pragma[ \t]+once")
             set(has_pragma_once TRUE)
+        elseif(line MATCHES "^[ \t]*#[ \t]*endif")
+            # An optional dependency may guard includes.
         elseif(self STREQUAL "sluice.hpp" AND line MATCHES "[^ \t]")
             violation(${file} ${number} "the umbrella header holds includes and nothing else.")
         endif()

@@ -1,5 +1,5 @@
-// Trains a small byte-level transformer on text and writes some. By default the text is the C++ headers of the
-// Eigen installation this program was configured with. Stop it with Ctrl-C and go on with --resume.
+// Trains a small byte-level transformer on text and writes some. By default the text is the C++ headers of
+// the Eigen installation this program was configured with. Stop it with Ctrl-C and go on with --resume.
 #include "support/bytes.hpp"
 #include "support/corpus.hpp"
 #include "support/interrupt.hpp"
@@ -57,10 +57,19 @@ struct trainer {
     using params = sluice::owned_params<model::params_type>;
 
     trainer(const options& o, const model::config_type& config)
-        : weights(config), gradient(config), means(config), squares(config), net(config, weights.view),
-          pool(o.threads > 0 ? o.threads : static_cast<idx>(std::max(1U, std::thread::hardware_concurrency()))),
-          need(net.bytes({.max_rows = std::max(o.sequences, idx{8}) * o.context, .workers = pool.concurrency()})),
-          workspace(need.workspace), tape(need.tape), train(o.sequences, o.context), test(8, o.context) {
+        : weights(config),
+          gradient(config),
+          means(config),
+          squares(config),
+          net(config, weights.view),
+          pool(o.threads > 0 ? o.threads
+                             : static_cast<idx>(std::max(1U, std::thread::hardware_concurrency()))),
+          need(net.bytes(
+              {.max_rows = std::max(o.sequences, idx{8}) * o.context, .workers = pool.concurrency()})),
+          workspace(need.workspace),
+          tape(need.tape),
+          train(o.sequences, o.context),
+          test(8, o.context) {
         sluice::initialise(weights.view, config, sluice::random_source(o.seed));
     }
 
@@ -88,10 +97,14 @@ std::vector<std::pair<std::string, std::string>> identity(const options& o, cons
     all.insert(all.end(), text.held_out.begin(), text.held_out.end());
     std::uint64_t hash = 14695981039346656037ULL; // FNV-1a
     for (std::uint8_t b : all) hash = (hash ^ b) * 1099511628211ULL;
-    return {{"steps", std::to_string(o.steps)},         {"sequences", std::to_string(o.sequences)},
-            {"context", std::to_string(o.context)},     {"d_model", std::to_string(o.d_model)},
-            {"layers", std::to_string(o.layers)},       {"head_dim", std::to_string(o.head_dim)},
-            {"rate", CLI::detail::to_string(o.rate)},   {"seed", std::to_string(o.seed)},
+    return {{"steps", std::to_string(o.steps)},
+            {"sequences", std::to_string(o.sequences)},
+            {"context", std::to_string(o.context)},
+            {"d_model", std::to_string(o.d_model)},
+            {"layers", std::to_string(o.layers)},
+            {"head_dim", std::to_string(o.head_dim)},
+            {"rate", CLI::detail::to_string(o.rate)},
+            {"seed", std::to_string(o.seed)},
             {"text", std::to_string(hash)}};
 }
 
@@ -111,13 +124,14 @@ idx load(const options& o, const corpus& text, trainer& t) {
     auto value = [&](const std::string& key) {
         const auto found = in.metadata().find(key);
         if (found == in.metadata().end())
-            throw std::runtime_error("--resume: " + o.checkpoint + " is no checkpoint of this program: no " + key);
+            throw std::runtime_error("--resume: " + o.checkpoint + " is no checkpoint of this program: no " +
+                                     key);
         return found->second;
     };
     for (const auto& [key, wanted] : identity(o, text))
         if (value(key) != wanted)
-            throw std::runtime_error("--resume: " + o.checkpoint + " is of another run: " + key + " is " + value(key) +
-                                     " there and " + wanted + " here");
+            throw std::runtime_error("--resume: " + o.checkpoint + " is of another run: " + key + " is " +
+                                     value(key) + " there and " + wanted + " here");
     const std::string number = value("step");
     idx step = -1;
     const auto read = std::from_chars(number.data(), number.data() + number.size(), step);
@@ -157,7 +171,8 @@ idx train(const options& o, const corpus& text, trainer& t, idx done) {
             saved = seconds();
         }
         const double busy = seconds() - started - probing;
-        bar.update(static_cast<std::size_t>(done), loss, bits, static_cast<double>(done - first) * bytes_a_step / busy);
+        bar.update(static_cast<std::size_t>(done), loss, bits,
+                   static_cast<double>(done - first) * bytes_a_step / busy);
     }
     bar.finish();
     save(o, text, t, done);
@@ -175,17 +190,19 @@ void run(const options& o) {
     trainer t(o, make_config(o));
     std::printf("model: %td parameters in %td layers of width %td; a step of %td bytes is %.2f GFLOP; "
                 "%td threads\n\n",
-                sluice::counts_by_role(t.weights.view).trained(), o.layers, o.d_model, o.sequences * o.context,
-                1e-9 * sluice::training_flops(t.net, o.sequences, o.context), t.pool.concurrency());
+                sluice::counts_by_role(t.weights.view).trained(), o.layers, o.d_model,
+                o.sequences * o.context, 1e-9 * sluice::training_flops(t.net, o.sequences, o.context),
+                t.pool.concurrency());
     const idx start = o.resume ? load(o, text, t) : 0;
     (void)sluice::io::output(o.checkpoint); // throws now, not after hours, where nothing can be written
     const double begun = seconds();
     const idx done = train(o, text, t, start);
     const double took = seconds() - begun;
-    const double flops = sluice::training_flops(t.net, o.sequences, o.context) * static_cast<double>(done - start);
+    const double flops =
+        sluice::training_flops(t.net, o.sequences, o.context) * static_cast<double>(done - start);
     std::printf("%s after step %td of %td: %.0f s, %.0f GFLOP/s; checkpoint: %s\n",
-                done < o.steps ? "stopped" : "done", done, o.steps, took, took > 0 ? 1e-9 * flops / took : 0.0,
-                o.checkpoint.c_str());
+                done < o.steps ? "stopped" : "done", done, o.steps, took,
+                took > 0 ? 1e-9 * flops / took : 0.0, o.checkpoint.c_str());
     if (done < o.steps) std::printf("go on with the same options and --resume\n");
 
     const std::string sample = write_text(t.net, o.prompt, o.sample, o.temperature, o.seed, t.pool);
@@ -194,7 +211,8 @@ void run(const options& o) {
     std::printf("\n\n");
     const double bits = held_out_bits(t.net, text.held_out, t.test, 0, t.workspace, t.pool);
     if (bits > counted)
-        std::printf("A count of 5-byte runs still predicts this text better; more steps (--steps) change that.\n");
+        std::printf(
+            "A count of 5-byte runs still predicts this text better; more steps (--steps) change that.\n");
     std::printf("held-out: %.2f bits per byte (4-gram counts: %.2f)\n", bits, counted);
 }
 
@@ -204,26 +222,43 @@ int main(int argc, char** argv) {
     options o;
     CLI::App app("Trains a small byte-level transformer on text and writes some.");
     app.add_option("--text", o.text, "files to learn (default: the headers of Eigen)");
-    app.add_option("--steps", o.steps, "training steps")->check(CLI::Range(1, 100'000'000))->capture_default_str();
-    app.add_option("--sequences", o.sequences, "windows in a step")->check(CLI::Range(1, 4096))->capture_default_str();
-    app.add_option("--context", o.context, "bytes in a window")->check(CLI::Range(2, 65536))->capture_default_str();
+    app.add_option("--steps", o.steps, "training steps")
+        ->check(CLI::Range(1, 100'000'000))
+        ->capture_default_str();
+    app.add_option("--sequences", o.sequences, "windows in a step")
+        ->check(CLI::Range(1, 4096))
+        ->capture_default_str();
+    app.add_option("--context", o.context, "bytes in a window")
+        ->check(CLI::Range(2, 65536))
+        ->capture_default_str();
     app.add_option("--d-model", o.d_model, "width")->check(CLI::Range(2, 65536))->capture_default_str();
-    app.add_option("--layers", o.layers, "transformer blocks")->check(CLI::Range(1, 1024))->capture_default_str();
-    app.add_option("--head-dim", o.head_dim, "width of a head; divides --d-model")->check(CLI::Range(2, 1024))->capture_default_str();
+    app.add_option("--layers", o.layers, "transformer blocks")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_option("--head-dim", o.head_dim, "width of a head; divides --d-model")
+        ->check(CLI::Range(2, 1024))
+        ->capture_default_str();
     app.add_option("--rate", o.rate, "peak learning rate")->check(CLI::PositiveNumber)->capture_default_str();
     app.add_option("--seed", o.seed, "of weights, windows and sample")->capture_default_str();
-    app.add_option("--threads", o.threads, "0: all processors; the numbers do not depend on it")->check(CLI::Range(0, 1024))->capture_default_str();
+    app.add_option("--threads", o.threads, "0: all processors; the numbers do not depend on it")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
     app.add_option("--checkpoint", o.checkpoint, "where the run is kept")->capture_default_str();
     app.add_flag("--resume", o.resume, "go on from the checkpoint, bit for bit as if never stopped");
-    app.add_option("--stop-after", o.stop_after, "steps to do now, of --steps in all; 0: all")->check(CLI::Range(0, 100'000'000));
+    app.add_option("--stop-after", o.stop_after, "steps to do now, of --steps in all; 0: all")
+        ->check(CLI::Range(0, 100'000'000));
     app.add_option("--prompt", o.prompt, "start of the sample")->capture_default_str();
-    app.add_option("--sample", o.sample, "bytes to write at the end")->check(CLI::Range(1, 1'000'000))->capture_default_str();
-    app.add_option("--temperature", o.temperature, "of the sample; 0: the likeliest byte")->check(CLI::NonNegativeNumber)->capture_default_str();
+    app.add_option("--sample", o.sample, "bytes to write at the end")
+        ->check(CLI::Range(1, 1'000'000))
+        ->capture_default_str();
+    app.add_option("--temperature", o.temperature, "of the sample; 0: the likeliest byte")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
     CLI11_PARSE(app, argc, argv);
     try {
         if (o.d_model % o.head_dim != 0)
-            throw std::runtime_error("--head-dim: " + std::to_string(o.head_dim) + " does not divide --d-model " +
-                                     std::to_string(o.d_model));
+            throw std::runtime_error("--head-dim: " + std::to_string(o.head_dim) +
+                                     " does not divide --d-model " + std::to_string(o.d_model));
         if (o.prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
         run(o);
     } catch (const std::exception& e) {

@@ -41,7 +41,8 @@ public:
     void draw(text_bytes text, std::uint64_t seed, idx step) {
         const random_source numbers = random_source(seed).split(static_cast<std::uint64_t>(step));
         const auto room = static_cast<double>(text.size() - static_cast<std::size_t>(length_));
-        for (idx s = 0; s < n_sequences(); ++s) set(s, text, static_cast<std::size_t>(numbers.uniform(s) * room));
+        for (idx s = 0; s < n_sequences(); ++s)
+            set(s, text, static_cast<std::size_t>(numbers.uniform(s) * room));
     }
 
     batch rows(idx n) const {
@@ -61,10 +62,11 @@ private:
     std::vector<idx> offsets_;
 };
 
-// Bits per byte over windows side by side. Every byte but the first is predicted once, from the bytes before it
-// in its window. `most` > 0: that many windows, spread evenly over the text.
+// Bits per byte over windows side by side. Every byte but the first is predicted once, from the bytes before
+// it in its window. `most` > 0: that many windows, spread evenly over the text.
 template <class Model>
-double held_out_bits(const Model& model, text_bytes text, windows& w, idx most, arena& workspace, executor_ref ex) {
+double held_out_bits(const Model& model, text_bytes text, windows& w, idx most, arena& workspace,
+                     executor_ref ex) {
     const auto length = static_cast<std::size_t>(w.length());
     const auto all = (text.size() - 2) / length + 1; // windows that predict at least one byte
     const auto n = most > 0 ? std::min(all, static_cast<std::size_t>(most)) : all;
@@ -84,8 +86,8 @@ double held_out_bits(const Model& model, text_bytes text, windows& w, idx most, 
     return nats / predicted / std::numbers::ln2;
 }
 
-// The byte that `draw` in [0, 1) falls on among probabilities softmax(logits / temperature); the likeliest where
-// the temperature is 0.
+// The byte that `draw` in [0, 1) falls on among probabilities softmax(logits / temperature); the likeliest
+// where the temperature is 0.
 inline std::uint8_t pick(std::span<const float> logits, double temperature, double draw) {
     std::size_t best = 0;
     for (std::size_t i = 0; i < logits.size(); ++i)

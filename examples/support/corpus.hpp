@@ -24,9 +24,9 @@ namespace sluice::examples {
 struct corpus {
     std::vector<std::uint8_t> training;
     std::vector<std::uint8_t> held_out;
-    std::size_t n_files = 0;           // files used, those held out included
-    std::size_t n_held_out_files = 0;  // files held out whole; 0 where each file gives up its last tenth
-    std::size_t n_skipped = 0;         // regular files below the folder that were left out
+    std::size_t n_files = 0;          // files used, those held out included
+    std::size_t n_held_out_files = 0; // files held out whole; 0 where each file gives up its last tenth
+    std::size_t n_skipped = 0;        // regular files below the folder that were left out
 };
 
 inline constexpr std::size_t min_training_bytes = 4096;
@@ -74,8 +74,8 @@ inline std::vector<std::uint8_t> read_exactly(std::istream& in, std::uintmax_t s
         corpus_error(what, "reading failed");
     }
     if (in.gcount() != static_cast<std::streamsize>(size)) {
-        corpus_error(what, "read short: " + std::to_string(in.gcount()) + " of " + std::to_string(size) +
-                               " bytes");
+        corpus_error(what,
+                     "read short: " + std::to_string(in.gcount()) + " of " + std::to_string(size) + " bytes");
     }
     return bytes;
 }
@@ -121,8 +121,7 @@ inline void check_enough(const corpus& text, const std::string& what) {
 }
 
 inline bool may_be_header(const std::filesystem::path& path) {
-    static constexpr std::array<std::string_view, 6> extensions{".h",   ".hh",  ".hpp",
-                                                                ".hxx", ".inl", ".ipp"};
+    static constexpr std::array<std::string_view, 6> extensions{".h", ".hh", ".hpp", ".hxx", ".inl", ".ipp"};
     const auto name = path.filename().string();
     const auto extension = path.extension().string();
     if (name.front() == '.') {
@@ -174,7 +173,7 @@ inline std::vector<named_path> regular_files_below(const std::filesystem::path& 
     return files;
 }
 
-}  // namespace detail
+} // namespace detail
 
 // Takes the files in the order given. From ten files on every tenth is held out whole; with fewer, the last
 // tenth of each file is held out.
@@ -230,4 +229,4 @@ inline corpus load_folder(const std::filesystem::path& root, std::uintmax_t max_
     return text;
 }
 
-}  // namespace sluice::examples
+} // namespace sluice::examples

@@ -25,7 +25,7 @@ extern "C" inline void sluice_examples_on_interrupt(int signal) {
     }
 }
 
-}  // namespace detail
+} // namespace detail
 
 // Stays true after the guard is gone, until the next guard is made.
 [[nodiscard]] inline bool interrupted() { return detail::interrupt_flag.load(); }
@@ -62,4 +62,4 @@ private:
     std::array<handler, detail::interrupt_signals.size()> previous_{};
 };
 
-}  // namespace sluice::examples
+} // namespace sluice::examples

@@ -21,7 +21,7 @@ template <typename Value>
 class packed_map {
 public:
     struct slot {
-        std::uint64_t key = 0;  // 0 marks a free slot; packed byte strings are never 0
+        std::uint64_t key = 0; // 0 marks a free slot; packed byte strings are never 0
         Value value{};
     };
 
@@ -68,7 +68,7 @@ private:
     std::size_t n_used_ = 0;
 };
 
-}  // namespace detail
+} // namespace detail
 
 class ngram_model {
 public:
@@ -96,7 +96,7 @@ public:
             const std::uint64_t key = pack(context.last(length));
             const context_count* seen = contexts_.find(key);
             if (seen == nullptr) {
-                break;  // a longer context cannot have been seen either
+                break; // a longer context cannot have been seen either
             }
             const std::uint64_t* count = grams_[length].find(extend(key, next));
             const double n_next = count == nullptr ? 0.0 : static_cast<double>(*count);
@@ -167,8 +167,8 @@ private:
     }
 
     std::size_t context_bytes_;
-    std::vector<detail::packed_map<std::uint64_t>> grams_;  // by context length
+    std::vector<detail::packed_map<std::uint64_t>> grams_; // by context length
     detail::packed_map<context_count> contexts_;
 };
 
-}  // namespace sluice::examples
+} // namespace sluice::examples

@@ -16,9 +16,9 @@
 #include <utility>
 
 #if defined(_WIN32)
-#include <io.h>
+#    include <io.h>
 #else
-#include <unistd.h>
+#    include <unistd.h>
 #endif
 
 namespace sluice::examples {
@@ -33,7 +33,7 @@ inline bool is_terminal(std::FILE* stream) {
 
 class progress {
 public:
-    using clock = std::function<double()>;  // seconds since any fixed time
+    using clock = std::function<double()>; // seconds since any fixed time
 
     static constexpr double redraw_seconds = 0.1;
     static constexpr double log_seconds = 15.0;
@@ -41,8 +41,7 @@ public:
     // One short of the usual width: a line that wraps can no longer be redrawn with a carriage return.
     static constexpr std::size_t terminal_columns = 79;
 
-    explicit progress(std::size_t total_steps)
-        : progress(total_steps, std::cerr, is_terminal(stderr)) {}
+    explicit progress(std::size_t total_steps) : progress(total_steps, std::cerr, is_terminal(stderr)) {}
 
     progress(std::size_t total_steps, std::ostream& out, bool is_on_terminal, clock now = steady_seconds)
         : out_(&out),
@@ -57,7 +56,7 @@ public:
     ~progress() {
         try {
             finish();
-        } catch (...) {  // a stream that throws must not end the program from here
+        } catch (...) { // a stream that throws must not end the program from here
         }
     }
 
@@ -171,7 +170,7 @@ private:
             return with_decimals(value, digits);
         }
         if (std::isnan(value)) {
-            return "nan";  // printf may add a sign, which means nothing here
+            return "nan"; // printf may add a sign, which means nothing here
         }
         char text[32] = {};
         std::snprintf(text, sizeof text, "%.3g", value);
@@ -216,7 +215,7 @@ private:
     std::size_t drawn_length_ = 0;
     int drawn_tenth_ = 0;
     bool has_drawn_ = false;
-    bool is_drawn_ = true;  // nothing to show before the first update
+    bool is_drawn_ = true; // nothing to show before the first update
     bool is_line_open_ = false;
 
     std::size_t step_ = 0;
@@ -232,4 +231,4 @@ private:
     double seconds_left_ = unknown;
 };
 
-}  // namespace sluice::examples
+} // namespace sluice::examples

@@ -54,9 +54,7 @@ private:
     fs::path path_;
 };
 
-std::string as_text(const std::vector<std::uint8_t>& bytes) {
-    return {bytes.begin(), bytes.end()};
-}
+std::string as_text(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 
 template <typename Load>
 std::string refusal(Load load) {
@@ -79,7 +77,7 @@ void write_letters(const temporary_folder& folder, const std::string& below = ""
     }
 }
 
-}  // namespace
+} // namespace
 
 TEST_CASE("a few files give up their last tenth each, in the order given", "[examples][corpus]") {
     const temporary_folder folder;
@@ -168,7 +166,7 @@ TEST_CASE("a file that may not be read is refused", "[examples][corpus]") {
     const auto closed = folder.write("closed.txt", std::string(20000, 'c'));
     fs::permissions(closed, fs::perms::none);
     if (std::ifstream(closed).is_open()) {
-        return;  // some users and file systems heed no permissions
+        return; // some users and file systems heed no permissions
     }
     const auto message = refusal([&] { load_corpus({closed}); });
     CHECK(names(message, "closed.txt"));
@@ -264,7 +262,7 @@ TEST_CASE("a link does not bring in the same file again", "[examples][corpus]") 
     fs::create_symlink(folder.path() / "gone.h", folder.path() / "broken.h", failure);
     fs::create_directory_symlink(folder.path(), folder.path() / "loop", failure);
     if (failure) {
-        return;  // not every file system has links
+        return; // not every file system has links
     }
     const corpus text = load_folder(folder.path());
     CHECK(text.n_files == 20);

@@ -16,9 +16,7 @@ using sluice::examples::ngram_model;
 
 namespace {
 
-std::vector<std::uint8_t> bytes(std::string_view text) {
-    return {text.begin(), text.end()};
-}
+std::vector<std::uint8_t> bytes(std::string_view text) { return {text.begin(), text.end()}; }
 
 bool is_near(double value, double expected) {
     return std::fabs(value - expected) <= 1e-12 * std::fabs(expected);
@@ -46,7 +44,7 @@ std::vector<std::uint8_t> repetitive(std::size_t n) {
     return text;
 }
 
-}  // namespace
+} // namespace
 
 TEST_CASE("the estimates on a tiny text are those worked out by hand", "[examples][ngram]") {
     // abac: four bytes, three distinct; after 'a' come b and c; after "ba" comes c.

@@ -25,9 +25,7 @@ std::vector<std::string> split(const std::string& text, char at) {
     return parts;
 }
 
-bool has(const std::string& text, const std::string& part) {
-    return text.find(part) != std::string::npos;
-}
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 struct screen {
     double now = 0.0;
@@ -38,7 +36,7 @@ struct screen {
     }
 };
 
-}  // namespace
+} // namespace
 
 TEST_CASE("a log gets one plain line for every tenth", "[examples][progress]") {
     screen log;

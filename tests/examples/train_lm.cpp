@@ -60,7 +60,7 @@ public:
             const rlimit no_core{0, 0};
             ::setrlimit(RLIMIT_CORE, &no_core);
             std::signal(SIGINT, SIG_DFL); // a program in the background may ignore it
-            ::alarm(120); // a program that hangs is ended, which is seen
+            ::alarm(120);                 // a program that hangs is ended, which is seen
             ::execv(argv[0], argv.data());
             ::_exit(127);
         }

@@ -340,8 +340,7 @@ TEMPLATE_TEST_CASE("attend_backward: against plain loops", "", float, double) {
         }
 }
 
-TEMPLATE_TEST_CASE("attend: several sequences are each alone", "", float_native, float_scalar, double_native,
-                   double_scalar) {
+TEMPLATE_TEST_CASE("attend: several sequences are each alone", "", float_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     const attention_shape s = shape_of(2, 3, 18);
@@ -395,8 +394,7 @@ TEMPLATE_TEST_CASE("attend: rows after others have the bits of one call", "", fl
         }
 }
 
-TEMPLATE_TEST_CASE("attend: a ring has the bits of keys that never wrap", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("attend: a ring has the bits of keys that never wrap", "", float_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     constexpr idx n = 500, rows = 20;
@@ -437,18 +435,17 @@ TEMPLATE_TEST_CASE("attend: rows that see no key give zeros", "", float_native, 
         data.template forward<Arch>(b, policy);
         data.template backward<Arch>(b, policy);
         CAPTURE(policy.group, policy.seen);
-        idx blind = 0;
+        idx blind = 0, wrong = 0;
         for (idx i = 0; i < b.n_tokens; ++i) {
             const key_range range = policy.range(0, i, 0);
             if (range.lo < range.hi) continue;
             ++blind;
-            for (idx j = 0; j < data.y.view().cols(); ++j) {
-                REQUIRE(data.y(i, j) == T(0));
-                REQUIRE(data.dq(i, j) == T(0));
-            }
+            for (idx j = 0; j < data.y.view().cols(); ++j)
+                wrong += data.y(i, j) != T(0) || data.dq(i, j) != T(0);
             for (idx h = 0; h < s.n_heads; ++h)
-                REQUIRE(data.lse(i, h) == -std::numeric_limits<T>::infinity());
+                wrong += data.lse(i, h) != -std::numeric_limits<T>::infinity();
         }
+        CHECK(wrong == 0);
         REQUIRE(blind >= 7);
         // the last rows see nobody either way: gradients of unseen keys are zero, all others as the formulas
         // say
@@ -527,9 +524,12 @@ TEMPLATE_TEST_CASE("attend: huge logits stay finite", "", float_native, float_sc
                 data.k(i, c) = static_cast<T>(sign * (25 + 0.005 * static_cast<double>(i)));
         data.template forward<Arch>(b, causal_attention{});
         data.template backward<Arch>(b, causal_attention{});
+        idx not_finite = 0;
         for (const auto* m : {&data.y, &data.lse, &data.dq, &data.dk, &data.dv})
             for (idx i = 0; i < m->view().rows(); ++i)
-                for (idx j = 0; j < m->view().cols(); ++j) REQUIRE(std::isfinite(m->view()(i, j)));
+                for (idx j = 0; j < m->view().cols(); ++j)
+                    not_finite += std::isfinite(m->view()(i, j)) ? 0 : 1;
+        CHECK(not_finite == 0);
         for (idx i = 0; i < b.n_tokens; ++i) {
             CHECK(std::abs(data.lse(i, 0)) > T(9999));
             const idx winner = sign > 0 ? i : 0; // holds 1 - exp(-2) of the weight or more
@@ -549,7 +549,7 @@ TEMPLATE_TEST_CASE("attend: huge logits stay finite", "", float_native, float_sc
     }
 }
 
-TEMPLATE_TEST_CASE("attend: y may be q", "", float_native, float_scalar, double_native, double_scalar) {
+TEMPLATE_TEST_CASE("attend: y may be q", "", float_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     for (idx window : {0, 9})
@@ -565,8 +565,7 @@ TEMPLATE_TEST_CASE("attend: y may be q", "", float_native, float_scalar, double_
         }
 }
 
-TEMPLATE_TEST_CASE("attend: bits do not depend on the executor", "", float_native, float_scalar,
-                   double_native, double_scalar) {
+TEMPLATE_TEST_CASE("attend: bits do not depend on the executor", "", float_native, double_scalar) {
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     const attention_shape s = shape_of(2, 3, 14);

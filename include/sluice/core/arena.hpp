@@ -19,7 +19,7 @@ class arena {
 public:
     static constexpr std::size_t alignment = 64; // a cache line, and the widest register
 
-    arena() = default;                                                    // dry: counts only
+    arena() = default;                                                          // dry: counts only
     explicit arena(std::size_t bytes) : owned_(allocate(bytes)) { own(bytes); } // owns zeroed memory
     explicit arena(std::span<std::byte> memory) : memory_(memory.data()), capacity_(memory.size()) {
         const auto address = reinterpret_cast<std::uintptr_t>(memory_);
@@ -43,7 +43,8 @@ public:
     std::size_t bytes() const { return high_; }
     std::size_t capacity() const { return dry_ ? std::numeric_limits<std::size_t>::max() : capacity_; }
 
-    template <class T> T* take(idx n) {
+    template <class T>
+    T* take(idx n) {
         static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= alignment);
         const std::size_t size = slot<T>(n);
         if (size > capacity() - used_)
@@ -53,7 +54,8 @@ public:
         high_ = std::max(high_, used_);
         return at;
     }
-    template <class T> tensor_view<T> take(idx rows, idx cols) {
+    template <class T>
+    tensor_view<T> take(idx rows, idx cols) {
         if (rows < 0 || cols < 0 || (cols > 0 && rows > std::numeric_limits<idx>::max() / cols))
             SLUICE_THROW(config_error("arena: " + shape_text(rows, cols) + " is no shape"));
         return {take<T>(rows * cols), rows, cols};
@@ -61,21 +63,25 @@ public:
 
     // The tape's other end: gives back the newest record, whose type and size must be those it was taken
     // with. What it returns stays valid until the next take.
-    template <class T> T* pop(idx n) {
+    template <class T>
+    T* pop(idx n) {
         const std::size_t size = slot<T>(n);
         if (size > used_) SLUICE_THROW(error("arena: tape popped below its start"));
         used_ -= size;
         return dry_ ? nullptr : reinterpret_cast<T*>(memory_ + used_);
     }
-    template <class T> tensor_view<T> pop(idx rows, idx cols) {
+    template <class T>
+    tensor_view<T> pop(idx rows, idx cols) {
         return {pop<T>(rows * cols), rows, cols};
     }
 
     // One small record of plain data at the tape's end, and back.
-    template <class R> void push_record(const R& record) {
+    template <class R>
+    void push_record(const R& record) {
         if (R* at = take<R>(1)) *at = record;
     }
-    template <class R> R pop_record() {
+    template <class R>
+    R pop_record() {
         const R* at = pop<R>(1);
         return at == nullptr ? R{} : *at;
     }
@@ -123,7 +129,8 @@ private:
         capacity_ = bytes;
         dry_ = false;
     }
-    template <class T> static std::size_t slot(idx n) {
+    template <class T>
+    static std::size_t slot(idx n) {
         constexpr auto limit = (std::numeric_limits<std::size_t>::max() / 4) / sizeof(T);
         if (n < 0 || static_cast<std::size_t>(n) > limit)
             SLUICE_THROW(config_error("arena: cannot hold " + std::to_string(n) + " elements"));

@@ -11,13 +11,14 @@
 namespace sluice {
 
 struct batch {
-    idx n_tokens = 0;               // rows in this call
-    std::span<const idx> offsets{}; // n_sequences + 1 row numbers, 0 first, n_tokens last; empty: one sequence
+    idx n_tokens = 0; // rows in this call
+    std::span<const idx>
+        offsets{}; // n_sequences + 1 row numbers, 0 first, n_tokens last; empty: one sequence
     std::span<const idx> positions{}; // n_tokens, absolute; empty: each sequence counts from first_position
-    std::span<const token_id> ids{};    // n_tokens; may be empty where no layer reads them
+    std::span<const token_id> ids{};  // n_tokens; may be empty where no layer reads them
     std::span<const idx> slots{};     // n_sequences: which sequence of the state; empty: 0, 1, 2, ...
     idx first_position = 0;
-    idx copies = 1;             // rows that share a position (token repetition)
+    idx copies = 1;               // rows that share a position (token repetition)
     std::uint64_t random_key = 0; // for jitter and sampling; the same key gives the same numbers
 
     // One sequence of n tokens, the first at `first`.
@@ -50,7 +51,8 @@ inline void check_batch(const batch& b, std::string_view layer) {
     if (b.copies < 1) fail("copies must be positive, is " + text(b.copies));
     if (b.first_position < 0) fail("first_position is " + text(b.first_position));
     if (b.first_position > std::numeric_limits<idx>::max() - b.n_tokens)
-        fail("first_position is " + text(b.first_position) + ", too large for " + text(b.n_tokens) + " tokens");
+        fail("first_position is " + text(b.first_position) + ", too large for " + text(b.n_tokens) +
+             " tokens");
     const auto n = static_cast<std::size_t>(b.n_tokens);
     if (!b.positions.empty() && b.positions.size() != n)
         fail("positions has " + text(b.positions.size()) + " entries for " + text(n) + " tokens");
@@ -61,8 +63,7 @@ inline void check_batch(const batch& b, std::string_view layer) {
             fail("offsets must run from 0 to " + text(n) + ", run from " + text(b.offsets.front()) + " to " +
                  text(b.offsets.back()));
         for (std::size_t i = 1; i < b.offsets.size(); ++i)
-            if (b.offsets[i] < b.offsets[i - 1])
-                fail("offsets must not decrease, do so at entry " + text(i));
+            if (b.offsets[i] < b.offsets[i - 1]) fail("offsets must not decrease, do so at entry " + text(i));
     }
     if (!b.slots.empty() && static_cast<idx>(b.slots.size()) != b.n_sequences())
         fail("slots has " + text(b.slots.size()) + " entries for " + text(b.n_sequences()) + " sequences");

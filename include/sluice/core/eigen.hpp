@@ -8,14 +8,15 @@
 namespace sluice {
 
 template <class T>
-using eigen_matrix =
-    Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using eigen_matrix = Eigen::Matrix<std::remove_const_t<T>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 template <class T>
 using eigen_map = Eigen::Map<std::conditional_t<std::is_const_v<T>, const eigen_matrix<T>, eigen_matrix<T>>,
                              Eigen::Unaligned, Eigen::OuterStride<>>;
 
-template <class T> template <class> auto tensor_view<T>::eigen() const {
+template <class T>
+template <class>
+auto tensor_view<T>::eigen() const {
     return eigen_map<T>(data_, rows_, cols_, Eigen::OuterStride<>(row_stride_));
 }
 

@@ -33,7 +33,8 @@ struct capacity_error : error {
     capacity_error(const std::string& where, idx needed_, idx have_, std::string_view unit)
         : error(where + ": needs " + std::to_string(needed_) + " " + std::string(unit) + ", has " +
                 std::to_string(have_)),
-          needed(needed_), have(have_) {}
+          needed(needed_),
+          have(have_) {}
     idx needed;
     idx have;
 };
@@ -48,24 +49,24 @@ inline error_hook& on_error() {
 } // namespace sluice
 
 #if defined(__cpp_exceptions)
-#define SLUICE_THROW(exception) throw exception
+#    define SLUICE_THROW(exception) throw exception
 #else
-#define SLUICE_THROW(exception)                                                                              \
-    do {                                                                                                     \
-        if (::sluice::on_error() != nullptr) ::sluice::on_error()((exception).what());                       \
-        std::abort();                                                                                        \
-    } while (false)
+#    define SLUICE_THROW(exception)                                                                          \
+        do {                                                                                                 \
+            if (::sluice::on_error() != nullptr) ::sluice::on_error()((exception).what());                   \
+            std::abort();                                                                                    \
+        } while (false)
 #endif
 
 #if !defined(SLUICE_ASSERT)
-#if !defined(NDEBUG) || defined(SLUICE_ENABLE_ASSERTS)
-#define SLUICE_ASSERT(condition)                                                                             \
-    do {                                                                                                     \
-        if (!(condition)) SLUICE_THROW(::sluice::error("assertion failed: " #condition));                    \
-    } while (false)
-#else
-#define SLUICE_ASSERT(condition) static_cast<void>(0)
-#endif
+#    if !defined(NDEBUG) || defined(SLUICE_ENABLE_ASSERTS)
+#        define SLUICE_ASSERT(condition)                                                                     \
+            do {                                                                                             \
+                if (!(condition)) SLUICE_THROW(::sluice::error("assertion failed: " #condition));            \
+            } while (false)
+#    else
+#        define SLUICE_ASSERT(condition) static_cast<void>(0)
+#    endif
 #endif
 
 namespace sluice {

@@ -15,8 +15,7 @@ namespace sluice {
 class task_ref {
 public:
     template <class F>
-        requires(!std::is_same_v<std::remove_cvref_t<F>, task_ref>)
-    task_ref(F& f)
+    requires(!std::is_same_v<std::remove_cvref_t<F>, task_ref>) task_ref(F& f)
         : object_(const_cast<void*>(static_cast<const void*>(&f))),
           call_([](void* object, idx begin, idx end, idx worker) {
               (*static_cast<F*>(object))(begin, end, worker);
@@ -51,14 +50,14 @@ class executor_ref {
 public:
     executor_ref() : object_(nullptr), table_(&table<serial>) {}
     template <class E>
-        requires(!std::is_same_v<std::remove_cvref_t<E>, executor_ref> && executor<E>)
-    executor_ref(E& e)
+    requires(!std::is_same_v<std::remove_cvref_t<E>, executor_ref> && executor<E>) executor_ref(E& e)
         : object_(const_cast<void*>(static_cast<const void*>(&e))), table_(&table<E>) {}
 
     idx concurrency() const { return table_->concurrency(object_); }
     bool dry() const { return table_->dry; }
 
-    template <class F> void operator()(idx n, F&& body) const {
+    template <class F>
+    void operator()(idx n, F&& body) const {
         if (n > 0) table_->run(object_, n, task_ref(body));
     }
 
@@ -69,10 +68,9 @@ private:
         bool dry;
     };
     template <class E>
-    static constexpr functions table{
-        [](void* e) -> idx { return static_cast<E*>(e)->concurrency(); },
-        [](void* e, idx n, task_ref task) { static_cast<E*>(e)->run(n, task); },
-        std::is_same_v<std::remove_const_t<E>, dry_run>};
+    static constexpr functions table{[](void* e) -> idx { return static_cast<E*>(e)->concurrency(); },
+                                     [](void* e, idx n, task_ref task) { static_cast<E*>(e)->run(n, task); },
+                                     std::is_same_v<std::remove_const_t<E>, dry_run>};
 
     void* object_;
     const functions* table_;

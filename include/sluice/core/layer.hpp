@@ -2,7 +2,8 @@
 //
 // A layer object holds its config and views of its weights: trivially copyable, const after construction,
 // safe to call from many threads with distinct state and workspace. Argument order everywhere: batch, inputs,
-// outputs, state or tape, gradients, workspace, executor. `dx` is overwritten, parameter gradients accumulate.
+// outputs, state or tape, gradients, workspace, executor. `dx` is overwritten, parameter gradients
+// accumulate.
 #pragma once
 
 #include "arena.hpp"
@@ -27,9 +28,10 @@ struct sizes {
     std::size_t tape = 0;      // bytes that one forward call pushes for backward
 };
 
-// What a layer takes for calls of at most `most.max_rows` rows, found by running its own code on arenas and an
-// executor that only count. A layer whose sizes depend on the data says its own worst case instead.
-template <class L> sizes layer_bytes(const L& layer, const limits& most) {
+// What a layer takes for calls of at most `most.max_rows` rows, found by running its own code on arenas and
+// an executor that only count. A layer whose sizes depend on the data says its own worst case instead.
+template <class L>
+sizes layer_bytes(const L& layer, const limits& most) {
     using T = typename L::scalar;
     sizes result;
     arena workspace, tape, state_memory;
@@ -59,29 +61,29 @@ struct no_state {
 
 template <class L>
 concept layer = std::is_trivially_copyable_v<L> &&
-                requires(const L& l, const batch& b, in<typename L::scalar> x,
-                         tensor_view<typename L::scalar> y, arena* tape, arena& workspace, executor_ref ex) {
-                    typename L::config_type;
-                    typename L::params_type;
-                    { l.config() } -> std::convertible_to<typename L::config_type>;
-                    l.forward(b, x, y, tape, workspace, ex);
-                };
+    requires(const L& l, const batch& b, in<typename L::scalar> x, tensor_view<typename L::scalar> y,
+             arena* tape, arena& workspace, executor_ref ex) {
+    typename L::config_type;
+    typename L::params_type;
+    { l.config() } -> std::convertible_to<typename L::config_type>;
+    l.forward(b, x, y, tape, workspace, ex);
+};
 
 template <class L>
-concept streaming_layer =
-    layer<L> && requires(const L& l, const batch& b, in<typename L::scalar> x, tensor_view<typename L::scalar> y,
-                         typename L::state_type& state, arena& memory, executor_ref ex, const limits& most) {
-        { l.bind_state(memory, most) } -> std::same_as<typename L::state_type>;
-        l.extend(b, x, y, state, memory, ex);
-        state.truncate(idx{}, idx{});
-    };
+concept streaming_layer = layer<L> &&
+    requires(const L& l, const batch& b, in<typename L::scalar> x, tensor_view<typename L::scalar> y,
+             typename L::state_type& state, arena& memory, executor_ref ex, const limits& most) {
+    { l.bind_state(memory, most) } -> std::same_as<typename L::state_type>;
+    l.extend(b, x, y, state, memory, ex);
+    state.truncate(idx{}, idx{});
+};
 
 template <class L>
-concept trainable_layer =
-    layer<L> && requires(const L& l, const batch& b, in<typename L::scalar> x, in<typename L::scalar> dy,
-                         tensor_view<typename L::scalar> dx, arena& tape, const typename L::grad_type& grad,
-                         arena& workspace, executor_ref ex) {
-        l.backward(b, x, dy, dx, tape, grad, workspace, ex);
-    };
+concept trainable_layer = layer<L> &&
+    requires(const L& l, const batch& b, in<typename L::scalar> x, in<typename L::scalar> dy,
+             tensor_view<typename L::scalar> dx, arena& tape, const typename L::grad_type& grad,
+             arena& workspace, executor_ref ex) {
+    l.backward(b, x, dy, dx, tape, grad, workspace, ex);
+};
 
 } // namespace sluice

@@ -42,12 +42,14 @@ private:
 };
 
 // Walks sets of the same params type: each_param(f, weights, gradients, ...).
-template <class F, class P, class... Sets> void each_param(F&& f, P& first, Sets&... rest) {
+template <class F, class P, class... Sets>
+void each_param(F&& f, P& first, Sets&... rest) {
     std::remove_const_t<P>::each(f, param_name{}, first, rest...);
 }
 
 // Number of trained scalars (buffers are not counted).
-template <class P> idx count_params(const P& params) {
+template <class P>
+idx count_params(const P& params) {
     idx n = 0;
     each_param([&](const param_name&, role r, const auto& t) { n += r == role::buffer ? 0 : t.size(); },
                params);
@@ -55,19 +57,22 @@ template <class P> idx count_params(const P& params) {
 }
 
 // Bytes that `P::bind(arena, config)` takes.
-template <class P, class Config> std::size_t params_bytes(const Config& config) {
+template <class P, class Config>
+std::size_t params_bytes(const Config& config) {
     arena dry;
     (void)P::bind(dry, config);
     return dry.bytes();
 }
 
-template <class P> void zero(P& params) {
+template <class P>
+void zero(P& params) {
     each_param([](const param_name&, role, const auto& t) { fill(t, {}); }, params);
 }
 
 // A parameter set together with the memory it lives in, zeroed: for gradients, moments, and weights that are
 // trained or made up rather than read from a file.
-template <class P> struct owned_params {
+template <class P>
+struct owned_params {
     template <class Config>
     explicit owned_params(const Config& config)
         : memory(params_bytes<P>(config)), view(P::bind(memory, config)) {}

@@ -1,6 +1,6 @@
 // Counter-based random numbers: the i-th number of a key is a pure function of both, so every order and every
-// number of threads draws the same. Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
-// as 1, 2, 3", 2011).
+// number of threads draws the same. Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as
+// easy as 1, 2, 3", 2011).
 #pragma once
 
 #include "tensor_view.hpp"
@@ -17,7 +17,8 @@ public:
 
     // An independent generator: for a layer, a step, a tensor.
     random_source split(std::uint64_t stream) const {
-        const auto block = philox(stream, 0x53504C4954ULL, key_); // "SPLIT": apart from the counters of bits()
+        const auto block =
+            philox(stream, 0x53504C4954ULL, key_); // "SPLIT": apart from the counters of bits()
         return random_source(std::uint64_t{block[0]} << 32 | block[1]);
     }
 
@@ -52,7 +53,8 @@ private:
     std::uint64_t key_;
 };
 
-template <class T> void fill_normal(const tensor_view<T>& t, double deviation, const random_source& numbers) {
+template <class T>
+void fill_normal(const tensor_view<T>& t, double deviation, const random_source& numbers) {
     for (idx i = 0; i < t.rows(); ++i)
         for (idx j = 0; j < t.cols(); ++j)
             t(i, j) = static_cast<T>(deviation * numbers.normal(i * t.cols() + j));

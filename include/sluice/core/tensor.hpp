@@ -6,7 +6,8 @@
 
 namespace sluice {
 
-template <class T> class tensor {
+template <class T>
+class tensor {
 public:
     tensor() = default;
     tensor(idx rows, idx cols) : memory_(bytes(rows, cols)), view_(memory_.take<T>(rows, cols)) {}

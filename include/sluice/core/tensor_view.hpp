@@ -24,7 +24,8 @@ concept eigen_like = requires(M& m) {
     { m.cols() } -> std::convertible_to<idx>;
 };
 
-template <class T> class tensor_view {
+template <class T>
+class tensor_view {
 public:
     using value_type = std::remove_const_t<T>;
 
@@ -44,10 +45,16 @@ public:
         static_assert(std::is_same_v<typename matrix::Scalar, value_type>,
                       "sluice: this tensor has another scalar type than the Eigen matrix");
         static_assert(
-            requires { m.data(); m.outerStride(); m.innerStride(); },
-            "sluice: an Eigen expression has no memory of its own; evaluate it into a row-major matrix first");
-        static_assert(bool(matrix::IsRowMajor) || bool(matrix::IsVectorAtCompileTime),
-                      "sluice: tensors are row-major; use Eigen::Matrix<T, Dynamic, Dynamic, Eigen::RowMajor>");
+            requires {
+                m.data();
+                m.outerStride();
+                m.innerStride();
+            },
+            "sluice: an Eigen expression has no memory of its own; evaluate it into a row-major matrix "
+            "first");
+        static_assert(
+            bool(matrix::IsRowMajor) || bool(matrix::IsVectorAtCompileTime),
+            "sluice: tensors are row-major; use Eigen::Matrix<T, Dynamic, Dynamic, Eigen::RowMajor>");
         static_assert(matrix::InnerStrideAtCompileTime == 1,
                       "sluice: tensors need inner stride 1; a column or a strided Map has to be copied");
         static_assert(std::is_const_v<T> || !std::is_const_v<std::remove_pointer_t<decltype(m.data())>>,
@@ -78,14 +85,13 @@ public:
         return {shifted(first), rows_, n, row_stride_};
     }
 
-    constexpr operator tensor_view<const T>() const
-        requires(!std::is_const_v<T>)
-    {
+    constexpr operator tensor_view<const T>() const requires(!std::is_const_v<T>) {
         return {data_, rows_, cols_, row_stride_};
     }
 
     // An Eigen::Map on the same memory; defined in core/eigen.hpp.
-    template <class = void> auto eigen() const;
+    template <class = void>
+    auto eigen() const;
 
 private:
     constexpr T* shifted(idx n) const { return data_ == nullptr ? nullptr : data_ + n; }
@@ -102,7 +108,8 @@ private:
 
 // Deduces T from any view argument, so that an op written for tensor_view<const T> accepts tensor_view<T>
 // and Eigen matrices.
-template <class T> using in = std::type_identity_t<tensor_view<const T>>;
+template <class T>
+using in = std::type_identity_t<tensor_view<const T>>;
 
 inline std::string shape_text(idx rows, idx cols) {
     return std::to_string(rows) + " x " + std::to_string(cols);
@@ -114,17 +121,18 @@ void require_shape(const tensor_view<T>& given, idx rows, idx cols, std::string_
                    std::string_view tensor) {
     if (given.rows() != rows || given.cols() != cols)
         SLUICE_THROW(config_error(std::string(layer) + ": " + std::string(tensor) + " must be " +
-                                  shape_text(rows, cols) + ", is " +
-                                  shape_text(given.rows(), given.cols())));
+                                  shape_text(rows, cols) + ", is " + shape_text(given.rows(), given.cols())));
 }
 
 // Sets every element.
-template <class T> void fill(const tensor_view<T>& t, std::type_identity_t<T> value) {
+template <class T>
+void fill(const tensor_view<T>& t, std::type_identity_t<T> value) {
     for (idx i = 0; i < t.rows(); ++i) std::fill_n(t.row(i), t.cols(), value);
 }
 
 // True when the two views share memory. Outputs must not overlap inputs unless a comment allows it.
-template <class A, class B> bool overlap(const tensor_view<A>& a, const tensor_view<B>& b) {
+template <class A, class B>
+bool overlap(const tensor_view<A>& a, const tensor_view<B>& b) {
     if (a.empty() || b.empty() || a.data() == nullptr || b.data() == nullptr) return false;
     auto first = [](const auto& v) { return reinterpret_cast<std::uintptr_t>(v.data()); };
     auto last = [](const auto& v) {

@@ -11,31 +11,32 @@
 #include <type_traits>
 
 #if defined(__FAST_MATH__) && !defined(SLUICE_ALLOW_FAST_MATH)
-#error "sluice relies on NaN, infinity and the order of sums; -ffast-math breaks all three"
+#    error "sluice relies on NaN, infinity and the order of sums; -ffast-math breaks all three"
 #endif
 
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#define SLUICE_ISA isa_avx512
+#    define SLUICE_ISA isa_avx512
 #elif defined(__AVX2__) && defined(__FMA__)
-#define SLUICE_ISA isa_avx2
+#    define SLUICE_ISA isa_avx2
 #elif defined(__AVX__)
-#define SLUICE_ISA isa_avx
+#    define SLUICE_ISA isa_avx
 #elif defined(__SSE4_1__)
-#define SLUICE_ISA isa_sse4
+#    define SLUICE_ISA isa_sse4
 #elif defined(__SSE2__)
-#define SLUICE_ISA isa_sse2
+#    define SLUICE_ISA isa_sse2
 #elif defined(__ARM_FEATURE_SVE)
-#define SLUICE_ISA isa_sve
+#    define SLUICE_ISA isa_sve
 #elif defined(__aarch64__)
-#define SLUICE_ISA isa_neon64
+#    define SLUICE_ISA isa_neon64
 #else
-#define SLUICE_ISA isa_generic
+#    define SLUICE_ISA isa_generic
 #endif
 
 namespace sluice {
 
-using idx = std::ptrdiff_t;     // sizes, rows, positions: signed, so that differences are safe (POSIX has index())
-using token_id = std::int32_t;  // an entry of the vocabulary
+using idx =
+    std::ptrdiff_t; // sizes, rows, positions: signed, so that differences are safe (POSIX has index())
+using token_id = std::int32_t; // an entry of the vocabulary
 
 // Brain float: the upper half of a float. A storage type; arithmetic is done in float.
 struct bf16 {
@@ -47,13 +48,16 @@ template <class T>
 concept real = std::same_as<T, float> || std::same_as<T, double>;
 
 // The type a stored weight computes in: float for bf16, itself otherwise.
-template <class W> struct compute {
+template <class W>
+struct compute {
     using type = W;
 };
-template <> struct compute<bf16> {
+template <>
+struct compute<bf16> {
     using type = float;
 };
-template <class W> using compute_type = typename compute<std::remove_const_t<W>>::type;
+template <class W>
+using compute_type = typename compute<std::remove_const_t<W>>::type;
 
 // Vectors (scales, biases) are kept in the compute type even where matrices are stored smaller; constness
 // follows the matrices.

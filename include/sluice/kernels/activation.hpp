@@ -15,7 +15,8 @@ enum class activation { silu, gelu, relu };
 namespace sluice::kernels {
 
 // act(x)
-template <activation Kind, class P> SLUICE_INLINE P activate(P x) {
+template <activation Kind, class P>
+SLUICE_INLINE P activate(P x) {
     using T = typename P::value_type;
     if constexpr (Kind == activation::silu)
         return x * sigmoid(x);
@@ -26,26 +27,31 @@ template <activation Kind, class P> SLUICE_INLINE P activate(P x) {
 }
 
 // d act(x) / dx; 0 for ReLU at 0
-template <activation Kind, class P> SLUICE_INLINE P activation_slope(P x) {
+template <activation Kind, class P>
+SLUICE_INLINE P activation_slope(P x) {
     using T = typename P::value_type;
     if constexpr (Kind == activation::silu) {
         const P s = sigmoid(x);
         return s * fma(x, P(T(1)) - s, P(T(1)));
     } else if constexpr (Kind == activation::gelu) {
         const P cdf = fma(P(T(0.5)), erf(x * P(std::numbers::sqrt2_v<T> / 2)), P(T(0.5)));
-        const P density = exp(x * x * P(T(-0.5))) * P(std::numbers::inv_sqrtpi_v<T> / std::numbers::sqrt2_v<T>);
+        const P density =
+            exp(x * x * P(T(-0.5))) * P(std::numbers::inv_sqrtpi_v<T> / std::numbers::sqrt2_v<T>);
         return fma(x, density, cdf);
     } else
         return select(P(T(0)) < x, P(T(1)), P(T(0)));
 }
 
 // y = act(x) for n elements, or with `up`: y = act(x) * up. y may be x or up.
-template <activation Kind> struct activation_forward {
-    template <class Arch, class T> void operator()(Arch, const T* x, const T* up, T* y, idx n) const;
+template <activation Kind>
+struct activation_forward {
+    template <class Arch, class T>
+    void operator()(Arch, const T* x, const T* up, T* y, idx n) const;
 };
 
 // dx = dy act'(x), or with `up`: dx = dy up act'(x) and dup = dy act(x). dx may be dy or x, dup may be up.
-template <activation Kind> struct activation_backward {
+template <activation Kind>
+struct activation_backward {
     template <class Arch, class T>
     void operator()(Arch, const T* x, const T* up, const T* dy, T* dx, T* dup, idx n) const;
 };

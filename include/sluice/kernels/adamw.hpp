@@ -1,29 +1,32 @@
-// One step of AdamW on a run of elements (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019,
-// algorithm 2, with the decay multiplied by the rate).
+// One step of AdamW on a run of elements (Loshchilov and Hutter, "Decoupled weight decay regularization",
+// 2019, algorithm 2, with the decay multiplied by the rate).
 #pragma once
 
 #include "../simd/pack.hpp"
 
 namespace sluice::kernels {
 
-template <class T> struct adamw_args {
+template <class T>
+struct adamw_args {
     T* weight;
     const T* gradient;
     T *mean, *square; // first and second moment
     idx n;
     T gradient_scale; // clipping
     T beta1, beta2;
-    T step_size;      // rate / (1 - beta1^t)
-    T square_scale;   // 1 / (1 - beta2^t)
+    T step_size;    // rate / (1 - beta1^t)
+    T square_scale; // 1 / (1 - beta2^t)
     T eps;
-    T keep;           // 1 - rate * decay
+    T keep; // 1 - rate * decay
 };
 
 struct adamw_step {
-    template <class Arch, class T> void operator()(Arch, const adamw_args<T>& a) const;
+    template <class Arch, class T>
+    void operator()(Arch, const adamw_args<T>& a) const;
 };
 
-template <class Arch, class T> void adamw_step::operator()(Arch, const adamw_args<T>& a) const {
+template <class Arch, class T>
+void adamw_step::operator()(Arch, const adamw_args<T>& a) const {
     using P = simd::pack<T, Arch>;
     simd::for_each_pack<P>(a.n, [&](idx j, idx k) {
         const P g = P::load_partial(a.gradient + j, k) * P(a.gradient_scale);

@@ -16,9 +16,10 @@ struct key_range {
     idx lo = 0, hi = 0; // [lo, hi)
 };
 
-// Keys and values of one sequence from one origin. Key i is row i % ring; ring is a multiple of key_tile, or 0
-// where nothing wraps.
-template <class T> struct attention_source {
+// Keys and values of one sequence from one origin. Key i is row i % ring; ring is a multiple of key_tile, or
+// 0 where nothing wraps.
+template <class T>
+struct attention_source {
     const T* k = nullptr;
     const T* v = nullptr;
     idx k_row = 0, v_row = 0;
@@ -34,7 +35,8 @@ constexpr idx key_tile = 64; // keys per tile: 64 x 64 floats of scores stay in 
 namespace sluice::kernels {
 
 // One block: `tokens` rows of a sequence, the `group` query heads that share one key/value head.
-template <class T, class Policy, class Sources> struct attention_block_args {
+template <class T, class Policy, class Sources>
+struct attention_block_args {
     const T* q; // first token, first head of the group
     idx q_row;
     T* y; // as q
@@ -50,10 +52,12 @@ template <class T, class Policy, class Sources> struct attention_block_args {
 };
 
 // Elements of scratch that a worker needs.
-template <class T, class Arch> struct attention_scratch {
+template <class T, class Arch>
+struct attention_scratch {
     static idx padded(idx n) { return round_up(n, gemm_tile<T, Arch>::cols); }
     static idx forward(idx rows, idx head_dim) {
-        return rows * (2 * head_dim + key_tile + 2) + head_dim * padded(key_tile) + key_tile * padded(head_dim);
+        return rows * (2 * head_dim + key_tile + 2) + head_dim * padded(key_tile) +
+               key_tile * padded(head_dim);
     }
     static idx backward(idx head_dim) {
         return 2 * key_tile * key_tile + 2 * head_dim * padded(key_tile) + 2 * key_tile * padded(head_dim);
@@ -66,12 +70,13 @@ struct attention_block {
 };
 
 // Gradients for all rows of a sequence and one key/value head.
-template <class T, class Policy> struct attention_backward_args {
+template <class T, class Policy>
+struct attention_backward_args {
     const T *q, *dy, *lse, *delta; // first row of the sequence, first head of the group; delta = sum(dy y)
     T* dq;
     idx q_row, dy_row, lse_row, delta_row, dq_row;
-    attention_source<T> keys;            // at the head
-    T *dk, *dv;                          // at the head, accumulated
+    attention_source<T> keys; // at the head
+    T *dk, *dv;               // at the head, accumulated
     idx dk_row, dv_row;
     idx rows, n_keys, group, head_dim, sequence, source;
     T scale;
@@ -85,7 +90,8 @@ struct attention_backward {
 };
 
 // The rows of a block while it walks over the tiles.
-template <class Arch, class T> struct attention_rows {
+template <class Arch, class T>
+struct attention_rows {
     idx n, head_dim;
     T *q, *o;           // n x head_dim: scaled queries; running sum of p v
     T* s;               // n x key_tile: scores, then weights
@@ -125,7 +131,8 @@ template <class Arch, class T> struct attention_rows {
 
     void scores(const T* k, idx k_row, idx width) const {
         gemm_pack{}(Arch{}, k, k_row, true, head_dim, width, k_panels);
-        gemm_block{}(Arch{}, product(q, head_dim, 1, k_panels, head_dim, s, key_tile, false, n, width, head_dim));
+        gemm_block{}(Arch{},
+                     product(q, head_dim, 1, k_panels, head_dim, s, key_tile, false, n, width, head_dim));
     }
 
     // Turns row i's scores of keys [lo, hi) of the tile into weights and rescales what was summed before.
@@ -151,8 +158,9 @@ template <class Arch, class T> struct attention_rows {
     // o += p v for rows [i, i + m) and keys [lo, hi) of the tile, packed with `width` keys.
     void accumulate(idx i, idx m, idx lo, idx hi, idx width) const {
         if (lo >= hi) return;
-        gemm_block{}(Arch{}, product(s + i * key_tile + lo, key_tile, 1, v_panels + lo * gemm_tile<T, Arch>::cols,
-                                     width, o + i * head_dim, head_dim, true, m, head_dim, hi - lo));
+        gemm_block{}(Arch{},
+                     product(s + i * key_tile + lo, key_tile, 1, v_panels + lo * gemm_tile<T, Arch>::cols,
+                             width, o + i * head_dim, head_dim, true, m, head_dim, hi - lo));
     }
 };
 
@@ -196,7 +204,8 @@ void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sou
             rows.scores(keys.k + at * keys.k_row + g.kv_head * d, keys.k_row, width);
             for (idx i = 0; i < rows.n; ++i)
                 if (const key_range r = range(i); r.lo < r.hi) rows.weigh(i, r.lo, r.hi);
-            gemm_pack{}(Arch{}, keys.v + at * keys.v_row + g.kv_head * d, keys.v_row, false, width, d, rows.v_panels);
+            gemm_pack{}(Arch{}, keys.v + at * keys.v_row + g.kv_head * d, keys.v_row, false, width, d,
+                        rows.v_panels);
             attention_values(rows, width, range);
         }
     }
@@ -211,10 +220,11 @@ void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sou
 }
 
 // Scratch of the backward pass: scores and their gradients, and the packed forms of one tile.
-template <class Arch, class T> struct attention_backward_tile {
-    T *p, *dp;        // key_tile rows x key_tile keys
-    T *k_t, *v_t;     // packed K^T and V^T
-    T *k, *rows;      // packed K; packed block of dy or q
+template <class Arch, class T>
+struct attention_backward_tile {
+    T *p, *dp;    // key_tile rows x key_tile keys
+    T *k_t, *v_t; // packed K^T and V^T
+    T *k, *rows;  // packed K; packed block of dy or q
 
     attention_backward_tile(idx d, T* scratch) {
         using size = attention_scratch<T, Arch>;
@@ -229,7 +239,8 @@ template <class Arch, class T> struct attention_backward_tile {
 };
 
 // First row in [0, rows) for which `late(row)` holds, which must be false before it and true after.
-template <class F> idx first_row(idx rows, F&& late) {
+template <class F>
+idx first_row(idx rows, F&& late) {
     idx lo = 0, hi = rows;
     while (lo < hi) {
         const idx middle = (lo + hi) / 2;
@@ -255,7 +266,8 @@ void attention_backward_rows(const attention_backward_args<T, Policy>& g,
     gemm_block{}(Arch{}, product(dy, g.dy_row, 1, t.v_t, d, t.dp, key_tile, false, n, width, d));
     for (idx r = 0; r < n; ++r) {
         const key_range all = g.policy->range(g.sequence, i + r, g.source);
-        const idx lo = std::clamp<idx>(all.lo - tile, 0, width), hi = std::clamp<idx>(all.hi - tile, lo, width);
+        const idx lo = std::clamp<idx>(all.lo - tile, 0, width),
+                  hi = std::clamp<idx>(all.hi - tile, lo, width);
         T *p = t.p + r * key_tile, *dp = t.dp + r * key_tile;
         const P lse(g.lse[(i + r) * g.lse_row + head]), delta(g.delta[(i + r) * g.delta_row + head]);
         simd::for_each_pack<P>(hi - lo, [&](idx j, idx k) {
@@ -275,8 +287,8 @@ void attention_backward_rows(const attention_backward_args<T, Policy>& g,
     gemm_block{}(Arch{}, product(t.p, 1, key_tile, t.rows, n, dv, g.dv_row, true, width, d, n));
     gemm_pack{}(Arch{}, q, g.q_row, false, n, d, t.rows);
     gemm_block{}(Arch{}, product(t.dp, 1, key_tile, t.rows, n, dk, g.dk_row, true, width, d, n));
-    gemm_block{}(Arch{}, product(t.dp, key_tile, 1, t.k, width, g.dq + i * g.dq_row + head * d, g.dq_row, true, n,
-                                 d, width));
+    gemm_block{}(Arch{}, product(t.dp, key_tile, 1, t.k, width, g.dq + i * g.dq_row + head * d, g.dq_row,
+                                 true, n, d, width));
 }
 
 template <class Arch, class T, class Policy>

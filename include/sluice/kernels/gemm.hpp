@@ -1,8 +1,8 @@
 // C = start + A B for a block of columns whose part of B is packed into panels: the micro-kernel behind every
 // product. A is read through two strides, so the same code serves x W^T, dy W and dy^T x.
 //
-// Each element of C is one chain of fma over k, whatever the tile it falls into: its bits do not depend on the
-// number of rows, on the tile, or on where the k-range was cut.
+// Each element of C is one chain of fma over k, whatever the tile it falls into: its bits do not depend on
+// the number of rows, on the tile, or on where the k-range was cut.
 #pragma once
 
 #include "../simd/pack.hpp"
@@ -10,7 +10,8 @@
 namespace sluice::kernels {
 
 // Register tile: rows x vectors. 32 registers hold 12 x 2 accumulators with room for B and a broadcast.
-template <class T, class Arch> struct gemm_tile {
+template <class T, class Arch>
+struct gemm_tile {
     static constexpr idx lanes = simd::pack<T, Arch>::size;
     static constexpr bool wide = lanes * static_cast<idx>(sizeof(T)) == 64;
     static constexpr int rows = wide ? 12 : 6;
@@ -19,20 +20,22 @@ template <class T, class Arch> struct gemm_tile {
 };
 
 // What one call multiplies. Strides are in elements.
-template <class T> struct gemm_block_args {
-    const T* a;      // m x k
-    idx a_row, a_k;  // A(i, k) = a[i * a_row + k * a_k]
+template <class T>
+struct gemm_block_args {
+    const T* a;       // m x k
+    idx a_row, a_k;   // A(i, k) = a[i * a_row + k * a_k]
     const T* panels;  // ceil(n / cols) panels of [k][cols], columns beyond n filled with anything finite
     idx panel_stride; // from panel to panel: cols times the k they were packed with
-    const T* start;  // what the chains start from, start[i * start_row + j]; null: zero
-    idx start_row;   // 0: the same row for all (a bias)
-    T* c;            // m x n
+    const T* start;   // what the chains start from, start[i * start_row + j]; null: zero
+    idx start_row;    // 0: the same row for all (a bias)
+    T* c;             // m x n
     idx c_row;
     idx m, n, k;
 };
 
 struct gemm_block {
-    template <class Arch, class T> void operator()(Arch, const gemm_block_args<T>& g) const;
+    template <class Arch, class T>
+    void operator()(Arch, const gemm_block_args<T>& g) const;
 };
 
 // Packs B(k, n) for n in [0, cols_of_block): panels of [k][cols]. `transposed`: source holds B^T, one row for
@@ -91,7 +94,8 @@ inline void gemm_rows(const gemm_block_args<T>& g, const T* panel, idx i0, idx r
         gemm_rows<Arch, Rows - 1, Full>(g, panel, i0, rows, j0, width);
 }
 
-template <class Arch, class T> void gemm_block::operator()(Arch, const gemm_block_args<T>& g) const {
+template <class Arch, class T>
+void gemm_block::operator()(Arch, const gemm_block_args<T>& g) const {
     using tile = gemm_tile<T, Arch>;
     for (idx i = 0; i < g.m; i += tile::rows) {
         const idx rows = std::min<idx>(tile::rows, g.m - i);
@@ -107,7 +111,8 @@ template <class Arch, class T> void gemm_block::operator()(Arch, const gemm_bloc
 }
 
 template <class Arch, class T>
-void gemm_pack::operator()(Arch, const T* source, idx stride, bool transposed, idx k, idx n, T* panels) const {
+void gemm_pack::operator()(Arch, const T* source, idx stride, bool transposed, idx k, idx n,
+                           T* panels) const {
     constexpr idx cols = gemm_tile<T, Arch>::cols;
     for (idx j = 0; j < n; j += cols, panels += cols * k) {
         const idx width = std::min(cols, n - j);

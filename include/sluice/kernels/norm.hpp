@@ -8,7 +8,8 @@
 namespace sluice::kernels {
 
 // A block of rows of width n. `bias` may be null; `mean` null means RMSNorm.
-template <class T> struct norm_rows_args {
+template <class T>
+struct norm_rows_args {
     const T* x;
     idx x_row;
     const T* scale;
@@ -22,12 +23,14 @@ template <class T> struct norm_rows_args {
 };
 
 struct norm_rows {
-    template <class Arch, class T> void operator()(Arch, const norm_rows_args<T>& g) const;
+    template <class Arch, class T>
+    void operator()(Arch, const norm_rows_args<T>& g) const;
 };
 
 // dx of a block of rows: with g = dy scale and h = (x - m) r,  dx = r (g - mean(g) - h mean(g h)), where the
 // middle term is absent for RMSNorm. `x_row` etc. as above; dy and dx may be the same memory.
-template <class T> struct norm_dx_args {
+template <class T>
+struct norm_dx_args {
     const T* x;
     idx x_row;
     const T* dy;
@@ -41,7 +44,8 @@ template <class T> struct norm_dx_args {
 };
 
 struct norm_dx {
-    template <class Arch, class T> void operator()(Arch, const norm_dx_args<T>& g) const;
+    template <class Arch, class T>
+    void operator()(Arch, const norm_dx_args<T>& g) const;
 };
 
 // dscale += sum over rows of dy h and dbias += sum of dy, for columns [0, n) and rows in order.
@@ -50,7 +54,8 @@ struct norm_dscale {
     void operator()(Arch, const norm_dx_args<T>& g, T* dscale, T* dbias) const;
 };
 
-template <class Arch, class T> void norm_rows::operator()(Arch, const norm_rows_args<T>& g) const {
+template <class Arch, class T>
+void norm_rows::operator()(Arch, const norm_rows_args<T>& g) const {
     using P = simd::pack<T, Arch>;
     for (idx i = 0; i < g.rows; ++i) {
         const T* x = g.x + i * g.x_row;
@@ -78,7 +83,8 @@ template <class Arch, class T> void norm_rows::operator()(Arch, const norm_rows_
     }
 }
 
-template <class Arch, class T> void norm_dx::operator()(Arch, const norm_dx_args<T>& a) const {
+template <class Arch, class T>
+void norm_dx::operator()(Arch, const norm_dx_args<T>& a) const {
     using P = simd::pack<T, Arch>;
     const T share = T(1) / static_cast<T>(a.n);
     for (idx i = 0; i < a.rows; ++i) {

@@ -17,7 +17,8 @@ namespace sluice::kernels {
 
 // cosine and sine of 2 pi `turns` for n elements. Exact reduction: full turns drop out of the fraction.
 struct cos_sin_turns {
-    template <class Arch, class T> void operator()(Arch, const double* turns, T* cosine, T* sine, idx n) const;
+    template <class Arch, class T>
+    void operator()(Arch, const double* turns, T* cosine, T* sine, idx n) const;
 };
 
 // Rotates n_heads heads of one row in place; cosine and sine hold d / 2 values. `backwards` turns by the
@@ -29,7 +30,8 @@ struct rotate_row {
 };
 
 // Nearest integer, halves to even, for |x| < 2^51.
-template <class Arch> SLUICE_INLINE simd::pack<double, Arch> nearest(simd::pack<double, Arch> x) {
+template <class Arch>
+SLUICE_INLINE simd::pack<double, Arch> nearest(simd::pack<double, Arch> x) {
     const simd::pack<double, Arch> magic(0x1.8p52);
     return (x + magic) - magic;
 }

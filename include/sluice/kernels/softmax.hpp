@@ -20,11 +20,12 @@ struct softmax_dx {
 
 // lse[i] = log sum_j exp(x(i, j))
 struct log_sum_exp_rows {
-    template <class Arch, class T> void operator()(Arch, const T* x, idx x_row, T* lse, idx rows, idx n) const;
+    template <class Arch, class T>
+    void operator()(Arch, const T* x, idx x_row, T* lse, idx rows, idx n) const;
 };
 
-// dx(i, j) = weight (exp(x(i, j) - lse[i]) - [j = target[i]]); rows with a negative target become zero. dx may
-// be x.
+// dx(i, j) = weight (exp(x(i, j) - lse[i]) - [j = target[i]]); rows with a negative target become zero. dx
+// may be x.
 struct cross_entropy_dx {
     template <class Arch, class T>
     void operator()(Arch, const T* x, idx x_row, const T* lse, const token_id* target, T weight, T* dx,
@@ -32,7 +33,8 @@ struct cross_entropy_dx {
 };
 
 // The largest of n elements; -inf for none.
-template <class Arch, class T> SLUICE_INLINE T row_largest(const T* x, idx n) {
+template <class Arch, class T>
+SLUICE_INLINE T row_largest(const T* x, idx n) {
     using P = simd::pack<T, Arch>;
     constexpr T lowest = -std::numeric_limits<T>::infinity();
     P most(lowest);
@@ -44,7 +46,8 @@ template <class Arch, class T> SLUICE_INLINE T row_largest(const T* x, idx n) {
 }
 
 // Sum over j of exp(x[j] - shift), written to y where y is not null.
-template <class Arch, class T> SLUICE_INLINE T row_exp(const T* x, T shift, T* y, idx n) {
+template <class Arch, class T>
+SLUICE_INLINE T row_exp(const T* x, T shift, T* y, idx n) {
     using P = simd::pack<T, Arch>;
     P total;
     simd::for_each_pack<P>(n, [&](idx j, idx k) {
@@ -77,8 +80,9 @@ void softmax_dx::operator()(Arch, const T* y, idx y_row, const T* dy, idx dy_row
         const T* d = dy + i * dy_row;
         T* to = dx + i * dx_row;
         P total;
-        simd::for_each_pack<P>(
-            n, [&](idx j, idx k) { total = fma(P::load_partial(p + j, k), P::load_partial(d + j, k), total); });
+        simd::for_each_pack<P>(n, [&](idx j, idx k) {
+            total = fma(P::load_partial(p + j, k), P::load_partial(d + j, k), total);
+        });
         const P shift(total.sum());
         simd::for_each_pack<P>(n, [&](idx j, idx k) {
             (P::load_partial(p + j, k) * (P::load_partial(d + j, k) - shift)).store_partial(to + j, k);

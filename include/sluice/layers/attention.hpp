@@ -32,11 +32,12 @@ struct attention_config {
     double eps = 1e-6; // of the norm
 };
 
-template <class W> struct attention_params {
-    tensor_view<W> w_q;                          // n_heads * head_dim x d_model
-    tensor_view<W> w_k, w_v;                     // n_kv_heads * head_dim x d_model
-    tensor_view<W> w_o;                          // d_model x n_heads * head_dim
-    tensor_view<vector_type<W>> q_norm, k_norm;  // 1 x head_dim, or empty
+template <class W>
+struct attention_params {
+    tensor_view<W> w_q;                         // n_heads * head_dim x d_model
+    tensor_view<W> w_k, w_v;                    // n_kv_heads * head_dim x d_model
+    tensor_view<W> w_o;                         // d_model x n_heads * head_dim
+    tensor_view<vector_type<W>> q_norm, k_norm; // 1 x head_dim, or empty
 
     static attention_params bind(arena& a, const attention_config& c) {
         attention_params p;
@@ -76,7 +77,8 @@ void initialise(const attention_params<T>& p, const attention_config& c, const r
 
 inline namespace SLUICE_ISA {
 
-template <class T, class W = T, class Arch = simd::native> class attention {
+template <class T, class W = T, class Arch = simd::native>
+class attention {
 public:
     using scalar = T;
     using arch = Arch;
@@ -85,8 +87,7 @@ public:
     using grad_type = attention_params<T>;
     using state_type = attention_state<T>;
 
-    attention(const attention_config& config, const params_type& params)
-        : config_(config), params_(params) {
+    attention(const attention_config& config, const params_type& params) : config_(config), params_(params) {
         const auto& c = config;
         require_positive(c.d_model, "attention", "d_model");
         require_positive(c.n_heads, "attention", "n_heads");
@@ -94,7 +95,8 @@ public:
         require_positive(c.head_dim, "attention", "head_dim");
         if (c.n_heads % c.n_kv_heads != 0)
             SLUICE_THROW(config_error("attention: n_heads (" + std::to_string(c.n_heads) +
-                                      ") must be a multiple of n_kv_heads (" + std::to_string(c.n_kv_heads) + ")"));
+                                      ") must be a multiple of n_kv_heads (" + std::to_string(c.n_kv_heads) +
+                                      ")"));
         require(c.window >= 0, "attention", "window must not be negative");
         if (c.rotary.pairs != rotary_pairs::none) {
             if (c.head_dim % 2 != 0)
@@ -125,7 +127,7 @@ public:
         const tensors t = take(b.n_tokens, tape == nullptr ? workspace : *tape);
         project(b, x, t, workspace, ex);
         attend<Arch>(b, shape(), t.q, packed_keys<T>{&b, t.k, t.v}, causal_attention{config_.window}, t.y,
-                        t.lse, workspace, ex);
+                     t.lse, workspace, ex);
         matmul<Arch>(t.y, params_.w_o, y, {}, workspace, ex);
     }
 
@@ -135,11 +137,12 @@ public:
         const tensors t = pop(b.n_tokens, tape);
         const auto dheads = workspace.take<T>(b.n_tokens, t.q.cols());
         const auto dq = workspace.take<T>(b.n_tokens, t.q.cols());
-        const auto dk = workspace.take<T>(b.n_tokens, t.k.cols()), dv = workspace.take<T>(b.n_tokens, t.k.cols());
+        const auto dk = workspace.take<T>(b.n_tokens, t.k.cols()),
+                   dv = workspace.take<T>(b.n_tokens, t.k.cols());
         matmul_dw<Arch>(dy, t.y, grad.w_o, workspace, ex);
         matmul_dx<Arch>(dy, params_.w_o, dheads, false, workspace, ex);
         attend_backward<Arch>(b, shape(), t.q, t.k, t.v, t.y, t.lse, dheads, causal_attention{config_.window},
-                                 dq, dk, dv, workspace, ex);
+                              dq, dk, dv, workspace, ex);
         if (config_.rotary.pairs != rotary_pairs::none) {
             const auto table = rotary(b, workspace, ex);
             rotate<Arch>(dq, table, config_.rotary.pairs, true, ex);
@@ -171,7 +174,7 @@ public:
         project(b, x, t, workspace, ex);
         if (!ex.dry()) state.append(b, t.k, t.v, past);
         attend<Arch>(b, shape(), t.q, cached_keys<T>{&b, &state}, causal_attention{config_.window, past}, t.y,
-                        {}, workspace, ex);
+                     {}, workspace, ex);
         matmul<Arch>(t.y, params_.w_o, y, {}, workspace, ex);
     }
     // Two names for what extend does: the prompt, and then a token at a time.
@@ -196,7 +199,8 @@ public:
     }
 
 private:
-    // What backward needs: raw_* are before, q and k after norm and rotation (the same where there is no norm).
+    // What backward needs: raw_* are before, q and k after norm and rotation (the same where there is no
+    // norm).
     struct tensors {
         tensor_view<T> raw_q, raw_k, q_inverse, k_inverse, q, k, v, y, lse;
     };
@@ -261,8 +265,8 @@ private:
     tensor_view<T> heads(const tensor_view<T>& t) const {
         return {t.data(), t.size() / config_.head_dim, config_.head_dim};
     }
-    void unnorm(const tensor_view<T>& raw, in<T> scale, in<T> inverse, const tensor_view<T>& d, tensor_view<T> dscale,
-                executor_ref ex) const {
+    void unnorm(const tensor_view<T>& raw, in<T> scale, in<T> inverse, const tensor_view<T>& d,
+                tensor_view<T> dscale, executor_ref ex) const {
         normalise_backward<Arch, T>(heads(raw), scale, inverse, {}, heads(d), heads(d), dscale, {}, ex);
     }
     void unproject(in<T> x, in<T> d, tensor_view<T> dx, bool add, const tensor_view<W>& w, tensor_view<T> dw,

@@ -8,24 +8,28 @@
 #include "../core/layer.hpp"
 #include "../core/parts.hpp"
 #include "../core/random.hpp"
+#include "../core/relay.hpp"
 #include "../ops/elementwise.hpp"
 
 namespace sluice {
 
-template <class... P> struct chain_params {
+template <class... P>
+struct chain_params {
     parts<P...> layers;
 
-    template <class... Config> static chain_params bind(arena& a, const parts<Config...>& c) {
+    template <class... Config>
+    static chain_params bind(arena& a, const parts<Config...>& c) {
         chain_params p;
         [&]<std::size_t... I>(std::index_sequence<I...>) {
             ((get<I>(p.layers) = P::bind(a, get<I>(c))), ...);
-        }(std::index_sequence_for<P...>{});
+        }
+        (std::index_sequence_for<P...>{});
         return p;
     }
-    template <class F, class... Sets> static void each(F& f, const param_name& at, Sets&... sets) {
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (each_of<I, P>(f, at, sets...), ...);
-        }(std::index_sequence_for<P...>{});
+    template <class F, class... Sets>
+    static void each(F& f, const param_name& at, Sets&... sets) {
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (each_of<I, P>(f, at, sets...), ...); }
+        (std::index_sequence_for<P...>{});
     }
 
 private:
@@ -39,37 +43,41 @@ template <class... P>
 void initialise(const chain_params<P...>& p, const auto& config, const random_source& numbers) {
     [&]<std::size_t... I>(std::index_sequence<I...>) {
         (initialise(get<I>(p.layers), get<I>(config), numbers.split(I)), ...);
-    }(std::index_sequence_for<P...>{});
+    }
+    (std::index_sequence_for<P...>{});
 }
 
-template <class S> void check_room_of(const S& state, const batch& b) {
+template <class S>
+void check_room_of(const S& state, const batch& b) {
     if constexpr (requires { state.check_room(b); }) state.check_room(b);
 }
 
-template <class... S> struct chain_state {
+template <class... S>
+struct chain_state {
     parts<S...> layers;
     void truncate(idx slot, idx tokens) {
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (get<I>(layers).truncate(slot, tokens), ...);
-        }(std::index_sequence_for<S...>{});
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (get<I>(layers).truncate(slot, tokens), ...); }
+        (std::index_sequence_for<S...>{});
     }
     // Throws unless every part has room, so that none is written where another would refuse.
     void check_room(const batch& b) const {
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (check_room_of(get<I>(layers), b), ...);
-        }(std::index_sequence_for<S...>{});
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (check_room_of(get<I>(layers), b), ...); }
+        (std::index_sequence_for<S...>{});
     }
 };
 
-template <class Config> struct stack_config {
+template <class Config>
+struct stack_config {
     idx n_layers = 0;
     Config layer{}; // of every layer
 };
 
-template <class P> struct stack_params {
+template <class P>
+struct stack_params {
     std::span<P> layers; // the views themselves live in the arena they were bound from
 
-    template <class Config> static stack_params bind(arena& a, const stack_config<Config>& c) {
+    template <class Config>
+    static stack_params bind(arena& a, const stack_config<Config>& c) {
         require(c.n_layers >= 0, "stack", "n_layers must not be negative");
         P* at = a.take<P>(c.n_layers);
         for (idx i = 0; i < c.n_layers; ++i) {
@@ -90,7 +98,8 @@ void initialise(const stack_params<P>& p, const auto& config, const random_sourc
     for (std::size_t i = 0; i < p.layers.size(); ++i) initialise(p.layers[i], config.layer, numbers.split(i));
 }
 
-template <class S> struct stack_state {
+template <class S>
+struct stack_state {
     std::span<S> layers;
     limits most{}; // what it was bound for
     void truncate(idx slot, idx tokens) {
@@ -103,7 +112,8 @@ template <class S> struct stack_state {
 
 inline namespace SLUICE_ISA {
 
-template <class Layer> class residual {
+template <class Layer>
+class residual {
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
@@ -115,19 +125,20 @@ public:
 
     residual(const config_type& config, const params_type& params) : layer_(config, params) {
         if (layer_.d_in() != layer_.d_out())
-            SLUICE_THROW(config_error("residual: the layer maps width " + std::to_string(layer_.d_in()) + " to " +
-                                      std::to_string(layer_.d_out())));
+            SLUICE_THROW(config_error("residual: the layer maps width " + std::to_string(layer_.d_in()) +
+                                      " to " + std::to_string(layer_.d_out())));
     }
     const config_type& config() const { return layer_.config(); }
     const params_type& params() const { return layer_.params(); }
     idx d_in() const { return layer_.d_in(); }
     idx d_out() const { return layer_.d_out(); }
 
-    void change(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace, executor_ref ex = {}) const {
+    void change(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
+                executor_ref ex = {}) const {
         layer_.forward(b, x, y, tape, workspace, ex);
     }
-    void change_backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
-                         arena& workspace, executor_ref ex = {}) const {
+    void change_backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape,
+                         const grad_type& grad, arena& workspace, executor_ref ex = {}) const {
         layer_.backward(b, x, dy, dx, tape, grad, workspace, ex);
     }
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
@@ -153,72 +164,8 @@ private:
     Layer layer_;
 };
 
-// The walk that chain and stack share: layer i reads the output of layer i - 1. The outputs between layers are
-// on the tape, or two buffers in turn; their addresses are the last thing on the tape.
-template <class T> class relay {
-public:
-    relay(std::string_view layer, idx n_layers, idx rows, idx width, in<T> x, tensor_view<T> y, arena* tape, arena& workspace)
-        : n_layers_(n_layers), rows_(rows), width_(width), from_(x), y_(y), tape_(tape), workspace_(workspace) {
-        require_shape(x, rows, width, layer, "x");
-        require_shape(y, rows, width, layer, "y"); // the last layer would see it when the others' states are written
-        if (tape == nullptr) {
-            for (auto& buffer : buffers_)
-                if (n_layers > 1) buffer = workspace.take<T>(rows, width);
-        } else {
-            inputs_ = workspace.take<const T*>(n_layers);
-        }
-    }
-    // Calls f(input, output) for layer i; the output is the input of the next.
-    template <class F> void step(idx i, F&& f) {
-        const bool last = i + 1 == n_layers_;
-        const auto to = last ? y_ : tape_ != nullptr ? tape_->take<T>(rows_, width_) : buffers_[i % 2];
-        if (inputs_ != nullptr) inputs_[i] = from_.data();
-        f(from_, to);
-        from_ = to;
-    }
-    void finish() {
-        const T** addresses = tape_ == nullptr ? nullptr : tape_->take<const T*>(n_layers_);
-        if (addresses != nullptr) std::copy_n(inputs_, n_layers_, addresses);
-    }
-
-private:
-    idx n_layers_, rows_, width_;
-    tensor_view<const T> from_;
-    tensor_view<T> y_, buffers_[2];
-    arena* tape_;
-    arena& workspace_;
-    const T** inputs_ = nullptr;
-};
-
-// The same walk backwards: f(input, dout, din) for each layer from the last to the first. din of a layer is
-// dout of the one before; the first input is x itself.
-template <class T> class relay_back {
-public:
-    relay_back(idx n_layers, idx rows, idx width, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape,
-               arena& workspace)
-        : n_layers_(n_layers), rows_(rows), width_(width), x_(x), d_(dy), dx_(dx), tape_(tape),
-          inputs_(tape.pop<const T*>(n_layers)) {
-        for (auto& buffer : buffers_)
-            if (n_layers > 1) buffer = workspace.take<T>(rows, width);
-    }
-    template <class F> void step(idx i, F&& f) {
-        const auto to = i == 0 ? dx_ : buffers_[i % 2];
-        const tensor_view<const T> input =
-            i == 0 ? x_ : tensor_view<const T>(inputs_ == nullptr ? nullptr : inputs_[i], rows_, width_);
-        f(input, d_, to);
-        if (i + 1 < n_layers_) (void)tape_.pop<T>(rows_, width_); // this layer's output
-        d_ = to;
-    }
-
-private:
-    idx n_layers_, rows_, width_;
-    tensor_view<const T> x_, d_;
-    tensor_view<T> dx_, buffers_[2];
-    arena& tape_;
-    const T* const* inputs_;
-};
-
-template <class... Layers> class chain {
+template <class... Layers>
+class chain {
     static constexpr idx n_layers = sizeof...(Layers);
     static_assert(n_layers > 0, "sluice: a chain needs at least one layer");
     using layers_type = parts<Layers...>;
@@ -234,12 +181,15 @@ public:
     using state_type = chain_state<typename Layers::state_type...>;
 
     chain(const config_type& config, const params_type& params)
-        : config_(config), params_(params), layers_(make(config, params, std::index_sequence_for<Layers...>{})) {
+        : config_(config),
+          params_(params),
+          layers_(make(config, params, std::index_sequence_for<Layers...>{})) {
         for_each_layer([&](auto i, const auto& layer) {
             if (layer.d_in() != d_in() || layer.d_out() != d_in())
                 SLUICE_THROW(config_error("chain: layer " + std::to_string(i()) + " maps width " +
-                                          std::to_string(layer.d_in()) + " to " + std::to_string(layer.d_out()) +
-                                          ", layer 0 has width " + std::to_string(d_in())));
+                                          std::to_string(layer.d_in()) + " to " +
+                                          std::to_string(layer.d_out()) + ", layer 0 has width " +
+                                          std::to_string(d_in())));
         });
     }
     const config_type& config() const { return config_; }
@@ -252,7 +202,8 @@ public:
         const arena::scope scope(workspace);
         relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, tape, workspace);
         for_each_layer([&](auto i, const auto& layer) {
-            walk.step(i(), [&](in<T> from, tensor_view<T> to) { layer.forward(b, from, to, tape, workspace, ex); });
+            walk.step(
+                i(), [&](in<T> from, tensor_view<T> to) { layer.forward(b, from, to, tape, workspace, ex); });
         });
         walk.finish();
     }
@@ -264,11 +215,11 @@ public:
             (walk.step(n_layers - 1 - static_cast<idx>(I),
                        [&](in<T> from, in<T> d, tensor_view<T> to) {
                            constexpr std::size_t J = sizeof...(Layers) - 1 - I;
-                           get<J>(layers_).backward(b, from, d, to, tape, get<J>(grad.layers), workspace,
-                                                         ex);
+                           get<J>(layers_).backward(b, from, d, to, tape, get<J>(grad.layers), workspace, ex);
                        }),
              ...);
-        }(std::index_sequence_for<Layers...>{});
+        }
+        (std::index_sequence_for<Layers...>{});
     }
     state_type bind_state(arena& memory, const limits& most) const {
         state_type state;
@@ -301,10 +252,12 @@ private:
     static layers_type make(const config_type& c, const params_type& p, std::index_sequence<I...>) {
         return layers_type{Layers(get<I>(c), get<I>(p.layers))...};
     }
-    template <class F> void for_each_layer(F&& f) const {
+    template <class F>
+    void for_each_layer(F&& f) const {
         [&]<std::size_t... I>(std::index_sequence<I...>) {
             (f(std::integral_constant<idx, static_cast<idx>(I)>{}, get<I>(layers_)), ...);
-        }(std::index_sequence_for<Layers...>{});
+        }
+        (std::index_sequence_for<Layers...>{});
     }
 
     config_type config_;
@@ -312,7 +265,8 @@ private:
     layers_type layers_;
 };
 
-template <class Layer> class stack {
+template <class Layer>
+class stack {
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
@@ -330,8 +284,8 @@ public:
         for (idx i = 0; i < config.n_layers; ++i) {
             const Layer one = at(i);
             if (one.d_in() != one.d_out())
-                SLUICE_THROW(config_error("stack: the layer maps width " + std::to_string(one.d_in()) + " to " +
-                                          std::to_string(one.d_out())));
+                SLUICE_THROW(config_error("stack: the layer maps width " + std::to_string(one.d_in()) +
+                                          " to " + std::to_string(one.d_out())));
         }
     }
     const config_type& config() const { return config_; }
@@ -347,8 +301,8 @@ public:
         const arena::scope scope(workspace);
         relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, tape, workspace);
         for (idx i = 0; i < n_layers(); ++i)
-            walk.step(i, [&](in<T> from, tensor_view<T> to) { at(i).forward(b, from, to, tape, workspace, ex); });
-        walk.finish();
+            walk.step(
+                i, [&](in<T> from, tensor_view<T> to) { at(i).forward(b, from, to, tape, workspace, ex); });
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
@@ -375,7 +329,8 @@ public:
         for (idx i = 0; i < n_layers(); ++i)
             walk.step(i, [&](in<T> from, tensor_view<T> to) {
                 if (!state.layers.empty())
-                    return at(i).extend(b, from, to, state.layers[static_cast<std::size_t>(i)], workspace, ex);
+                    return at(i).extend(b, from, to, state.layers[static_cast<std::size_t>(i)], workspace,
+                                        ex);
                 arena dry; // a dry run's state has no memory for its parts
                 auto none = at(i).bind_state(dry, state.most);
                 at(i).extend(b, from, to, none, workspace, ex);

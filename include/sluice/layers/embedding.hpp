@@ -1,5 +1,5 @@
-// Token embedding and the output head: rows of a table on the way in, logits on the way out, by the same table
-// (tied; Press and Wolf, "Using the output embedding", 2017) or a matrix of its own.
+// Token embedding and the output head: rows of a table on the way in, logits on the way out, by the same
+// table (tied; Press and Wolf, "Using the output embedding", 2017) or a matrix of its own.
 #pragma once
 
 #include "../core/layer.hpp"
@@ -18,7 +18,8 @@ struct embedding_config {
     head_kind head = head_kind::untied;
 };
 
-template <class W> struct embedding_params {
+template <class W>
+struct embedding_params {
     tensor_view<W> table; // vocabulary x d_model
     tensor_view<W> head;  // vocabulary x d_model, or empty when tied
 
@@ -47,7 +48,8 @@ void initialise(const embedding_params<T>& p, const embedding_config& c, const r
 
 inline namespace SLUICE_ISA {
 
-template <class T, class W = T, class Arch = simd::native> class embedding {
+template <class T, class W = T, class Arch = simd::native>
+class embedding {
 public:
     using scalar = T;
     using arch = Arch;
@@ -60,7 +62,8 @@ public:
         require_positive(config.d_model, "embedding", "d_model");
         require_shape(params.table, config.vocabulary, config.d_model, "embedding", "table");
         const bool untied = config.head == head_kind::untied;
-        require_shape(params.head, untied ? config.vocabulary : 0, untied ? config.d_model : 0, "embedding", "head");
+        require_shape(params.head, untied ? config.vocabulary : 0, untied ? config.d_model : 0, "embedding",
+                      "head");
     }
 
     const embedding_config& config() const { return config_; }
@@ -106,7 +109,9 @@ public:
             const idx m = std::min(block, n - i);
             const auto rows = x.row_block(i, m);
             const auto y = buffer.row_block(0, m);
-            const auto part = ex.dry() ? targets : targets.subspan(static_cast<std::size_t>(i), static_cast<std::size_t>(m));
+            const auto part = ex.dry()
+                                  ? targets
+                                  : targets.subspan(static_cast<std::size_t>(i), static_cast<std::size_t>(m));
             logits(rows, y, workspace, ex);
             cross_entropy<Arch>(y, part, losses.col_block(i, m), lse.col_block(0, m), ex);
             if (grad == nullptr) continue;

@@ -1,6 +1,7 @@
 // The position-wise feed-forward layer.
-//   swiglu, geglu: y = (act(x W_gate^T) * (x W_up^T)) W_down^T   (Shazeer, "GLU variants improve transformer", 2020)
-//   gelu, relu:    y = act(x W_up^T + b_up) W_down^T + b_down    (Vaswani et al., 2017; biases optional)
+//   swiglu, geglu: y = (act(x W_gate^T) * (x W_up^T)) W_down^T   (Shazeer, "GLU variants improve
+//   transformer", 2020) gelu, relu:    y = act(x W_up^T + b_up) W_down^T + b_down    (Vaswani et al., 2017;
+//   biases optional)
 #pragma once
 
 #include "../core/layer.hpp"
@@ -27,10 +28,11 @@ struct feed_forward_config {
     }
 };
 
-template <class W> struct feed_forward_params {
-    tensor_view<W> w_gate;                           // d_ff x d_model, or empty
-    tensor_view<W> w_up;                             // d_ff x d_model
-    tensor_view<W> w_down;                           // d_model x d_ff
+template <class W>
+struct feed_forward_params {
+    tensor_view<W> w_gate;                            // d_ff x d_model, or empty
+    tensor_view<W> w_up;                              // d_ff x d_model
+    tensor_view<W> w_down;                            // d_model x d_ff
     tensor_view<vector_type<W>> b_gate, b_up, b_down; // 1 x d_ff, 1 x d_ff, 1 x d_model, or empty
 
     static feed_forward_params bind(arena& a, const feed_forward_config& c) {
@@ -67,7 +69,8 @@ void initialise(const feed_forward_params<T>& p, const feed_forward_config& c, c
 
 inline namespace SLUICE_ISA {
 
-template <class T, class W = T, class Arch = simd::native> class feed_forward {
+template <class T, class W = T, class Arch = simd::native>
+class feed_forward {
 public:
     using scalar = T;
     using arch = Arch;
@@ -131,7 +134,8 @@ public:
     }
 
     no_state bind_state(arena&, const limits&) const { return {}; }
-    void extend(const batch& b, in<T> x, tensor_view<T> y, no_state&, arena& workspace, executor_ref ex = {}) const {
+    void extend(const batch& b, in<T> x, tensor_view<T> y, no_state&, arena& workspace,
+                executor_ref ex = {}) const {
         forward(b, x, y, nullptr, workspace, ex);
     }
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }

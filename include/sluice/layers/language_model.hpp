@@ -1,5 +1,5 @@
-// A language model around any body of blocks: embedding, body, final norm, output head. The loss takes the head
-// and the cross-entropy in blocks of rows; everything else is the body's.
+// A language model around any body of blocks: embedding, body, final norm, output head. The loss takes the
+// head and the cross-entropy in blocks of rows; everything else is the body's.
 #pragma once
 
 #include "compose.hpp"
@@ -8,13 +8,15 @@
 
 namespace sluice {
 
-template <class BodyConfig> struct language_model_config {
+template <class BodyConfig>
+struct language_model_config {
     embedding_config embedding{};
     BodyConfig body{};
     norm_config norm{}; // before the head
 };
 
-template <class Embedding, class Body, class Norm> struct language_model_params {
+template <class Embedding, class Body, class Norm>
+struct language_model_params {
     Embedding embedding;
     Body body;
     Norm norm;
@@ -45,24 +47,29 @@ void initialise(const language_model_params<E, B, N>& p, const auto& c, const ra
 inline namespace SLUICE_ISA {
 
 // Body: a layer from (n_tokens, d_model) to the same shape. W is the storage of embedding and norm.
-template <class Body, class W = typename Body::scalar> class language_model {
+template <class Body, class W = typename Body::scalar>
+class language_model {
 public:
     using scalar = typename Body::scalar;
     using arch = typename Body::arch;
     using T = scalar;
     using config_type = language_model_config<typename Body::config_type>;
-    using params_type = language_model_params<embedding_params<W>, typename Body::params_type, norm_params<W>>;
+    using params_type =
+        language_model_params<embedding_params<W>, typename Body::params_type, norm_params<W>>;
     using grad_type = language_model_params<embedding_params<T>, typename Body::grad_type, norm_params<T>>;
     using state_type = typename Body::state_type;
 
     language_model(const config_type& config, const params_type& params)
-        : config_(config), params_(params), embedding_(config.embedding, params.embedding),
-          body_(config.body, params.body), norm_(config.norm, params.norm) {
+        : config_(config),
+          params_(params),
+          embedding_(config.embedding, params.embedding),
+          body_(config.body, params.body),
+          norm_(config.norm, params.norm) {
         if (body_.d_in() != d_model() || body_.d_out() != d_model() || config.norm.d_model != d_model())
-            SLUICE_THROW(config_error("language_model: d_model of the embedding is " + std::to_string(d_model()) +
-                                      ", of the body " + std::to_string(body_.d_in()) + " to " +
-                                      std::to_string(body_.d_out()) + ", of the norm " +
-                                      std::to_string(config.norm.d_model)));
+            SLUICE_THROW(config_error("language_model: d_model of the embedding is " +
+                                      std::to_string(d_model()) + ", of the body " +
+                                      std::to_string(body_.d_in()) + " to " + std::to_string(body_.d_out()) +
+                                      ", of the norm " + std::to_string(config.norm.d_model)));
     }
 
     const config_type& config() const { return config_; }
@@ -81,7 +88,8 @@ public:
     }
 
     // Mean cross-entropy in nats of b.ids against `targets` (n_tokens, ignored_target where a row has none).
-    double loss(const batch& b, std::span<const token_id> targets, arena& workspace, executor_ref ex = {}) const {
+    double loss(const batch& b, std::span<const token_id> targets, arena& workspace,
+                executor_ref ex = {}) const {
         const arena::scope scope(workspace);
         const auto x = workspace.take<T>(b.n_tokens, d_model()), y = workspace.take<T>(b.n_tokens, d_model());
         embed(b, x, ex);
@@ -92,8 +100,8 @@ public:
     }
 
     // The same, and its gradient added to grad. The tape is empty again afterwards.
-    double loss_and_gradient(const batch& b, std::span<const token_id> targets, const grad_type& grad, arena& tape,
-                             arena& workspace, executor_ref ex = {}) const {
+    double loss_and_gradient(const batch& b, std::span<const token_id> targets, const grad_type& grad,
+                             arena& tape, arena& workspace, executor_ref ex = {}) const {
         const arena::scope scope(workspace);
         const idx n = b.n_tokens;
         if (!ex.dry()) embedding_.check_targets(targets, n); // before the tape holds anything
@@ -167,7 +175,8 @@ private:
         check_batch(b, "language_model");
         embedding_.forward(b, x, ex);
     }
-    void head(const batch& b, tensor_view<T> y, tensor_view<T> logits, arena& workspace, executor_ref ex) const {
+    void head(const batch& b, tensor_view<T> y, tensor_view<T> logits, arena& workspace,
+              executor_ref ex) const {
         norm_.forward(b, y, y, nullptr, workspace, ex);
         embedding_.logits(y, logits, workspace, ex);
     }

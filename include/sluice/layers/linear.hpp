@@ -13,7 +13,8 @@ struct linear_config {
     bool bias = false;
 };
 
-template <class W> struct linear_params {
+template <class W>
+struct linear_params {
     tensor_view<W> w;                 // d_out x d_in
     tensor_view<vector_type<W>> bias; // 1 x d_out, or empty
 
@@ -40,7 +41,8 @@ void initialise(const linear_params<T>& p, const linear_config& c, const random_
 
 inline namespace SLUICE_ISA {
 
-template <class T, class W = T, class Arch = simd::native> class linear {
+template <class T, class W = T, class Arch = simd::native>
+class linear {
 public:
     using scalar = T;
     using arch = Arch;
@@ -63,7 +65,8 @@ public:
     idx d_out() const { return config_.d_out; }
 
     // y (n_tokens, d_out) from x (n_tokens, d_in).
-    void forward(const batch& b, in<T> x, tensor_view<T> y, arena*, arena& workspace, executor_ref ex = {}) const {
+    void forward(const batch& b, in<T> x, tensor_view<T> y, arena*, arena& workspace,
+                 executor_ref ex = {}) const {
         require_shape(x, b.n_tokens, config_.d_in, "linear", "x");
         require_shape(y, b.n_tokens, config_.d_out, "linear", "y");
         matmul<Arch>(x, params_.w, y, {.bias = params_.bias}, workspace, ex);
@@ -76,7 +79,8 @@ public:
     }
 
     no_state bind_state(arena&, const limits&) const { return {}; }
-    void extend(const batch& b, in<T> x, tensor_view<T> y, no_state&, arena& workspace, executor_ref ex = {}) const {
+    void extend(const batch& b, in<T> x, tensor_view<T> y, no_state&, arena& workspace,
+                executor_ref ex = {}) const {
         forward(b, x, y, nullptr, workspace, ex);
     }
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }

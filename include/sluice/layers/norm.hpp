@@ -15,7 +15,8 @@ struct norm_config {
     double eps = 1e-6;
 };
 
-template <class W> struct norm_params {
+template <class W>
+struct norm_params {
     tensor_view<vector_type<W>> scale; // 1 x d_model
     tensor_view<vector_type<W>> bias;  // 1 x d_model for LayerNorm, or empty
 
@@ -32,14 +33,16 @@ template <class W> struct norm_params {
     }
 };
 
-template <class T> void initialise(const norm_params<T>& p, const norm_config&, const random_source&) {
+template <class T>
+void initialise(const norm_params<T>& p, const norm_config&, const random_source&) {
     fill(p.scale, T(1));
     fill(p.bias, T(0));
 }
 
 inline namespace SLUICE_ISA {
 
-template <class T, class W = T, class Arch = simd::native> class norm {
+template <class T, class W = T, class Arch = simd::native>
+class norm {
 public:
     using scalar = T;
     using arch = Arch;
@@ -79,7 +82,8 @@ public:
     }
 
     no_state bind_state(arena&, const limits&) const { return {}; }
-    void extend(const batch& b, in<T> x, tensor_view<T> y, no_state&, arena& workspace, executor_ref ex = {}) const {
+    void extend(const batch& b, in<T> x, tensor_view<T> y, no_state&, arena& workspace,
+                executor_ref ex = {}) const {
         forward(b, x, y, nullptr, workspace, ex);
     }
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }

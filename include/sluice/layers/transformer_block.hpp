@@ -11,14 +11,16 @@
 
 namespace sluice {
 
-template <class MixerConfig, class FeedForwardConfig> struct basic_transformer_block_config {
+template <class MixerConfig, class FeedForwardConfig>
+struct basic_transformer_block_config {
     MixerConfig attention{};
     FeedForwardConfig feed_forward{};
     norm_config norm{}; // of both norms
 };
 using transformer_block_config = basic_transformer_block_config<attention_config, feed_forward_config>;
 
-template <class Norm, class Mixer, class FeedForward> struct basic_transformer_block_params {
+template <class Norm, class Mixer, class FeedForward>
+struct basic_transformer_block_params {
     Norm attention_norm;
     Mixer attention;
     Norm feed_forward_norm;
@@ -36,7 +38,8 @@ template <class Norm, class Mixer, class FeedForward> struct basic_transformer_b
     static void each(F& f, const param_name& at, First& first, Sets&... sets) {
         Norm::each(f, param_name(at, "attention_norm"), first.attention_norm, sets.attention_norm...);
         Mixer::each(f, param_name(at, "attention"), first.attention, sets.attention...);
-        Norm::each(f, param_name(at, "feed_forward_norm"), first.feed_forward_norm, sets.feed_forward_norm...);
+        Norm::each(f, param_name(at, "feed_forward_norm"), first.feed_forward_norm,
+                   sets.feed_forward_norm...);
         FeedForward::each(f, param_name(at, "feed_forward"), first.feed_forward, sets.feed_forward...);
     }
 };
@@ -46,14 +49,16 @@ using transformer_block_params =
 
 // Each part by its own rule.
 template <class N, class M, class F>
-void initialise(const basic_transformer_block_params<N, M, F>& p, const auto& c, const random_source& numbers) {
+void initialise(const basic_transformer_block_params<N, M, F>& p, const auto& c,
+                const random_source& numbers) {
     initialise(p.attention_norm, c.norm, numbers.split(0));
     initialise(p.attention, c.attention, numbers.split(1));
     initialise(p.feed_forward_norm, c.norm, numbers.split(2));
     initialise(p.feed_forward, c.feed_forward, numbers.split(3));
 }
 
-template <class MixerState, class FeedForwardState> struct basic_transformer_block_state {
+template <class MixerState, class FeedForwardState>
+struct basic_transformer_block_state {
     MixerState attention;
     FeedForwardState feed_forward;
 
@@ -69,9 +74,12 @@ template <class MixerState, class FeedForwardState> struct basic_transformer_blo
 
 inline namespace SLUICE_ISA {
 
-template <class Mixer, class FeedForward, class Norm> class basic_transformer_block {
-    template <class L> using params_of = typename L::params_type;
-    template <class L> using grad_of = typename L::grad_type;
+template <class Mixer, class FeedForward, class Norm>
+class basic_transformer_block {
+    template <class L>
+    using params_of = typename L::params_type;
+    template <class L>
+    using grad_of = typename L::grad_type;
 
 public:
     using scalar = typename Mixer::scalar;
@@ -86,14 +94,17 @@ public:
         basic_transformer_block_state<typename Mixer::state_type, typename FeedForward::state_type>;
 
     basic_transformer_block(const config_type& config, const params_type& params)
-        : config_(config), params_(params), attention_norm_(config.norm, params.attention_norm),
+        : config_(config),
+          params_(params),
+          attention_norm_(config.norm, params.attention_norm),
           attention_(config.attention, params.attention),
           feed_forward_norm_(config.norm, params.feed_forward_norm),
           feed_forward_(config.feed_forward, params.feed_forward) {
         auto same = [&](idx width, std::string_view part) {
             if (width != d_in())
                 SLUICE_THROW(config_error("transformer_block: d_model of " + std::string(part) + " is " +
-                                          std::to_string(width) + ", of attention " + std::to_string(d_in())));
+                                          std::to_string(width) + ", of attention " +
+                                          std::to_string(d_in())));
         };
         same(config.norm.d_model, "norm");
         same(feed_forward_.d_in(), "feed_forward");

@@ -10,12 +10,16 @@ inline namespace SLUICE_ISA {
 namespace detail {
 
 // Calls f with the kind as a compile-time constant.
-template <class F> void with_activation(activation kind, F&& f) {
+template <class F>
+void with_activation(activation kind, F&& f) {
     using enum activation;
     switch (kind) {
-    case silu: return f(std::integral_constant<activation, silu>{});
-    case gelu: return f(std::integral_constant<activation, gelu>{});
-    case relu: return f(std::integral_constant<activation, relu>{});
+    case silu:
+        return f(std::integral_constant<activation, silu>{});
+    case gelu:
+        return f(std::integral_constant<activation, gelu>{});
+    case relu:
+        return f(std::integral_constant<activation, relu>{});
     }
     SLUICE_THROW(config_error("activation: unknown kind " + std::to_string(static_cast<int>(kind))));
 }

@@ -30,11 +30,13 @@ void adamw_update(tensor_view<T> weight, in<T> gradient, tensor_view<T> mean, te
 }
 
 // Sum of the squares of x in double: each row in a fixed order, then the rows in order.
-template <class Arch = simd::native, class T> double sum_of_squares(in<T> x, arena& workspace, executor_ref ex) {
+template <class Arch = simd::native, class T>
+double sum_of_squares(in<T> x, arena& workspace, executor_ref ex) {
     const arena::scope scope(workspace);
     double* rows = workspace.take<double>(x.rows());
     ex(x.rows(), [&](idx begin, idx end, idx) {
-        for (idx i = begin; i < end; ++i) simd::invoke(Arch{}, kernels::sum_squares{}, x.row(i), x.cols(), rows + i);
+        for (idx i = begin; i < end; ++i)
+            simd::invoke(Arch{}, kernels::sum_squares{}, x.row(i), x.cols(), rows + i);
     });
     double total = 0;
     for (idx i = 0; i < x.rows() && !ex.dry(); ++i) total += rows[i];

@@ -1,9 +1,9 @@
 // Grouped-query attention with a policy: y = softmax(scale q k^T, over the keys a row sees) v. One kernel for
 // every pattern of visible keys; a policy only says, for each row, which range of keys it sees.
 //
-// A policy has `n_sources` and range(sequence, row, source) -> key_range, where row counts within the sequence
-// and both ends never decrease from row to row. Sources are visited in order with one running maximum.
-// Workspace per worker does not grow with the number of keys.
+// A policy has `n_sources` and range(sequence, row, source) -> key_range, where row counts within the
+// sequence and both ends never decrease from row to row. Sources are visited in order with one running
+// maximum. Workspace per worker does not grow with the number of keys.
 #pragma once
 
 #include "../core/arena.hpp"
@@ -41,7 +41,8 @@ struct attention_shape {
 };
 
 // The keys and values of a packed batch as the one source of every sequence.
-template <class T> struct packed_keys {
+template <class T>
+struct packed_keys {
     const batch* rows;
     tensor_view<const T> k, v; // n_tokens x n_kv_heads * head_dim
     attention_source<T> operator()(idx sequence, idx) const {
@@ -70,7 +71,7 @@ inline void check_attention(const attention_shape& s, const batch& b, idx q_rows
 // is called as sources(sequence, source). y may be q.
 template <class Arch = simd::native, class T, class Sources, attention_policy Policy>
 void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources& sources,
-               const Policy& policy, tensor_view<T> y, tensor_view<T> lse, arena& workspace, executor_ref ex) {
+            const Policy& policy, tensor_view<T> y, tensor_view<T> lse, arena& workspace, executor_ref ex) {
     detail::check_attention(shape, b, q.rows(), q.cols());
     require_shape(y, q.rows(), q.cols(), "attention", "y");
     if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
@@ -114,8 +115,8 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
 // forward's.
 template <class Arch = simd::native, class T, attention_policy Policy>
 void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T> k, in<T> v, in<T> y,
-                        in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, tensor_view<T> dk,
-                        tensor_view<T> dv, arena& workspace, executor_ref ex) {
+                     in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, tensor_view<T> dk,
+                     tensor_view<T> dv, arena& workspace, executor_ref ex) {
     static_assert(Policy::n_sources == 1, "sluice: attend_backward knows one source: the call's own keys");
     detail::check_attention(shape, b, q.rows(), q.cols());
     require_shape(k, q.rows(), shape.n_kv_heads * shape.head_dim, "attention", "k");

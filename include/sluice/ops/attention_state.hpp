@@ -1,5 +1,5 @@
-// The keys and values that attention keeps between calls, for several sequences. With a window it is a ring of
-// what can still be seen; rings are whole key tiles, so that a tile is never cut in memory.
+// The keys and values that attention keeps between calls, for several sequences. With a window it is a ring
+// of what can still be seen; rings are whole key tiles, so that a tile is never cut in memory.
 #pragma once
 
 #include "../core/layer.hpp"
@@ -7,11 +7,12 @@
 
 namespace sluice {
 
-template <class T> struct attention_state {
-    tensor_view<T> k, v;         // n_sequences * ring x n_kv_heads * head_dim
-    tensor_view<idx> length;     // 1 x n_sequences: tokens each sequence holds
-    tensor_view<idx> newest;     // 1 x n_sequences: the most it held since it was cleared
-    idx ring = 0;                // rows of a sequence
+template <class T>
+struct attention_state {
+    tensor_view<T> k, v;     // n_sequences * ring x n_kv_heads * head_dim
+    tensor_view<idx> length; // 1 x n_sequences: tokens each sequence holds
+    tensor_view<idx> newest; // 1 x n_sequences: the most it held since it was cleared
+    idx ring = 0;            // rows of a sequence
     idx window = 0;
     limits most{};
 
@@ -23,14 +24,15 @@ template <class T> struct attention_state {
         require(most.max_rollback >= 0, "attention state", "max_rollback must not be negative");
         require(window >= 0, "attention state", "window must not be negative");
         constexpr idx limit = std::numeric_limits<idx>::max() / 4; // sums below stay in range
-        require(std::max({most.max_tokens, most.max_rows, most.max_rollback, window}) <= limit, "attention state",
-                "max_tokens, max_rows, max_rollback or window is too large");
+        require(std::max({most.max_tokens, most.max_rows, most.max_rollback, window}) <= limit,
+                "attention state", "max_tokens, max_rows, max_rollback or window is too large");
         attention_state s;
         s.window = window;
         s.most = most;
         const idx all = round_up(most.max_tokens, key_tile);
-        s.ring = window == 0 ? all
-                             : std::min(all, round_up(window - 1 + most.max_rows + most.max_rollback, key_tile));
+        s.ring = window == 0
+                     ? all
+                     : std::min(all, round_up(window - 1 + most.max_rows + most.max_rollback, key_tile));
         require(most.n_sequences <= limit / s.ring, "attention state", "n_sequences is too large");
         s.k = a.take<T>(most.n_sequences * s.ring, width);
         s.v = a.take<T>(most.n_sequences * s.ring, width);
@@ -53,7 +55,8 @@ template <class T> struct attention_state {
             SLUICE_THROW(input_error("attention state: truncate sequence " + std::to_string(slot) + " to " +
                                      std::to_string(tokens) + ": " + why));
         };
-        if (tokens < 0 || tokens > length(0, slot)) fail("it holds " + std::to_string(length(0, slot)) + " tokens");
+        if (tokens < 0 || tokens > length(0, slot))
+            fail("it holds " + std::to_string(length(0, slot)) + " tokens");
         if (tokens > 0 && tokens < newest(0, slot) - most.max_rollback)
             fail("only " + std::to_string(most.max_rollback) + " tokens can be taken back (max_rollback)");
         length(0, slot) = tokens;
@@ -67,7 +70,8 @@ template <class T> struct attention_state {
             check_slot(slot);
             for (idx other = 0; other < s; ++other)
                 if (b.slot(other) == slot)
-                    SLUICE_THROW(input_error("attention state: two sequences of the batch name slot " + std::to_string(slot)));
+                    SLUICE_THROW(input_error("attention state: two sequences of the batch name slot " +
+                                             std::to_string(slot)));
             if (length(0, slot) + n > most.max_tokens)
                 SLUICE_THROW(capacity_error("attention state: sequence " + std::to_string(slot),
                                             length(0, slot) + n, most.max_tokens, "tokens (max_tokens)"));
@@ -101,12 +105,14 @@ private:
 };
 
 // The cache as the one source of every sequence of a batch.
-template <class T> struct cached_keys {
+template <class T>
+struct cached_keys {
     const batch* rows;
     const attention_state<T>* state;
     attention_source<T> operator()(idx sequence, idx) const {
         const idx first = rows->slot(sequence) * state->ring;
-        return {state->k.row(first), state->v.row(first), state->k.row_stride(), state->v.row_stride(), state->ring};
+        return {state->k.row(first), state->v.row(first), state->k.row_stride(), state->v.row_stride(),
+                state->ring};
     }
 };
 

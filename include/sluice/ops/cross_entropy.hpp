@@ -1,5 +1,5 @@
-// Cross-entropy of logits against one class per row, forward and backward, on the same buffer: the gradient may
-// replace the logits, so no second [tokens, vocabulary] tensor is needed.
+// Cross-entropy of logits against one class per row, forward and backward, on the same buffer: the gradient
+// may replace the logits, so no second [tokens, vocabulary] tensor is needed.
 #pragma once
 
 #include "../core/executor.hpp"
@@ -40,8 +40,8 @@ void cross_entropy(in<T> logits, std::span<const token_id> targets, tensor_view<
     });
 }
 
-// dlogits = weight (softmax(logits) - onehot(target)); dlogits may be logits. With the mean of n rows as loss,
-// weight is 1 / n. Targets are checked always.
+// dlogits = weight (softmax(logits) - onehot(target)); dlogits may be logits. With the mean of n rows as
+// loss, weight is 1 / n. Targets are checked always.
 template <class Arch = simd::native, class T>
 void cross_entropy_backward(in<T> logits, std::span<const token_id> targets, in<T> lse,
                             std::type_identity_t<T> weight, tensor_view<T> dlogits, executor_ref ex) {

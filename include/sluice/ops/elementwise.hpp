@@ -20,19 +20,22 @@ void add(in<T> a, in<T> b, tensor_view<T> y, executor_ref ex) {
 }
 
 // total (1, n) += sum of the rows of x, in order. Workers share out columns.
-template <class Arch = simd::native, class T> void add_rows(in<T> x, tensor_view<T> total, executor_ref ex) {
+template <class Arch = simd::native, class T>
+void add_rows(in<T> x, tensor_view<T> total, executor_ref ex) {
     require_shape(total, 1, x.cols(), "add_rows", "total");
     constexpr idx strip = 64;
     ex(ceil_div(x.cols(), strip), [&](idx begin, idx end, idx) {
         const idx col = begin * strip, cols = std::min(end * strip, x.cols()) - col;
         T* sum = total.data() + col;
         for (idx i = 0; i < x.rows(); ++i)
-            simd::invoke(Arch{}, kernels::add_elements{}, static_cast<const T*>(sum), x.row(i) + col, sum, cols);
+            simd::invoke(Arch{}, kernels::add_elements{}, static_cast<const T*>(sum), x.row(i) + col, sum,
+                         cols);
     });
 }
 
 // y = x, row by row.
-template <class T> void copy(in<T> x, tensor_view<T> y, executor_ref ex) {
+template <class T>
+void copy(in<T> x, tensor_view<T> y, executor_ref ex) {
     require_shape(x, y.rows(), y.cols(), "copy", "x");
     ex(y.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i) std::copy_n(x.row(i), y.cols(), y.row(i));

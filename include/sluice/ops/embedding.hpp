@@ -11,8 +11,8 @@ namespace sluice {
 inline void check_ids(std::span<const token_id> ids, idx n_rows, std::string_view layer) {
     for (std::size_t i = 0; i < ids.size(); ++i)
         if (ids[i] < 0 || ids[i] >= n_rows)
-            SLUICE_THROW(input_error(std::string(layer) + ": token id " + std::to_string(ids[i]) + " at row " +
-                                     std::to_string(i) + " is outside the vocabulary of " +
+            SLUICE_THROW(input_error(std::string(layer) + ": token id " + std::to_string(ids[i]) +
+                                     " at row " + std::to_string(i) + " is outside the vocabulary of " +
                                      std::to_string(n_rows)));
 }
 
@@ -30,7 +30,8 @@ void embed(std::span<const token_id> ids, in<T> table, tensor_view<T> y, executo
     });
 }
 
-// dtable[ids[i]] += dy(i) for rows in order. Workers share out columns, so the order of the sum never changes.
+// dtable[ids[i]] += dy(i) for rows in order. Workers share out columns, so the order of the sum never
+// changes.
 template <class Arch = simd::native, class T>
 void embed_backward(std::span<const token_id> ids, in<T> dy, tensor_view<T> dtable, executor_ref ex) {
     if (ex.dry()) return;
@@ -41,7 +42,8 @@ void embed_backward(std::span<const token_id> ids, in<T> dy, tensor_view<T> dtab
         const idx col = begin * strip, cols = std::min(end * strip, dy.cols()) - col;
         for (idx i = 0; i < dy.rows(); ++i) {
             T* row = dtable.row(ids[static_cast<std::size_t>(i)]) + col;
-            simd::invoke(Arch{}, kernels::add_elements{}, static_cast<const T*>(row), dy.row(i) + col, row, cols);
+            simd::invoke(Arch{}, kernels::add_elements{}, static_cast<const T*>(row), dy.row(i) + col, row,
+                         cols);
         }
     });
 }

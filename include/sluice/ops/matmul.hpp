@@ -13,7 +13,8 @@
 namespace sluice {
 
 // What a product's chains start from: at most one of the two.
-template <class T> struct matmul_start {
+template <class T>
+struct matmul_start {
     tensor_view<const T> bias{};     // 1 x n_out, added to every row
     tensor_view<const T> residual{}; // same shape as the result; may be the result: y += x W^T
 };
@@ -22,7 +23,8 @@ inline namespace SLUICE_ISA {
 namespace detail {
 
 // c = start + A B, with A(i, k) = a[i * a_row + k * a_k] and B given by rows, or by columns (`transposed`).
-template <class Arch, class T> struct product {
+template <class Arch, class T>
+struct product {
     const T* a;
     idx a_row, a_k;
     tensor_view<const T> b;
@@ -33,7 +35,8 @@ template <class Arch, class T> struct product {
     idx k;
 
     using tile = kernels::gemm_tile<T, Arch>;
-    static constexpr idx block_k = 256; // rows of a packed block: 256 x 128 floats are 128 KiB, they stay in L2
+    static constexpr idx block_k =
+        256; // rows of a packed block: 256 x 128 floats are 128 KiB, they stay in L2
     static constexpr idx block_n = round_up(128, tile::cols);
 
     void run(arena& workspace, executor_ref ex) const {
@@ -73,7 +76,8 @@ template <class Arch, class T> struct product {
             g.panel_stride = g.k * tile::cols;
             if (g.k > 0) {
                 const T* source = transposed ? b.row(j) + k0 : b.row(k0) + j;
-                simd::invoke(Arch{}, kernels::gemm_pack{}, source, b.row_stride(), transposed, g.k, n, packed);
+                simd::invoke(Arch{}, kernels::gemm_pack{}, source, b.row_stride(), transposed, g.k, n,
+                             packed);
             }
             g.a = a + i * a_row + k0 * a_k;
             simd::invoke(Arch{}, kernels::gemm_block{}, g);
@@ -99,8 +103,8 @@ void matmul(in<T> x, in<T> w, tensor_view<T> y, const matmul_start<T>& start, ar
     if (added) require_shape(start.residual, y.rows(), y.cols(), "matmul", "residual");
     if (y.empty()) return;
     const T* from = biased ? start.bias.data() : added ? start.residual.data() : nullptr;
-    const detail::product<Arch, T> p{x.data(), x.row_stride(), 1, w, true, y, from,
-                                     added ? start.residual.row_stride() : 0, x.cols()};
+    const detail::product<Arch, T> p{
+        x.data(), x.row_stride(), 1, w, true, y, from, added ? start.residual.row_stride() : 0, x.cols()};
     p.run(workspace, ex);
 }
 
@@ -110,8 +114,9 @@ void matmul_dx(in<T> dy, in<T> w, tensor_view<T> dx, bool accumulate, arena& wor
     require_shape(w, dy.cols(), dx.cols(), "matmul_dx", "w");
     require_shape(dx, dy.rows(), w.cols(), "matmul_dx", "dx");
     if (dx.empty()) return;
-    const detail::product<Arch, T> p{dy.data(), dy.row_stride(), 1, w, false, dx,
-                                     accumulate ? dx.data() : nullptr, dx.row_stride(), dy.cols()};
+    const detail::product<Arch, T> p{
+        dy.data(),       dy.row_stride(), 1, w, false, dx, accumulate ? dx.data() : nullptr,
+        dx.row_stride(), dy.cols()};
     p.run(workspace, ex);
 }
 
@@ -121,8 +126,8 @@ void matmul_dw(in<T> dy, in<T> x, tensor_view<T> dw, arena& workspace, executor_
     require_shape(x, dy.rows(), dw.cols(), "matmul_dw", "x");
     require_shape(dw, dy.cols(), x.cols(), "matmul_dw", "dw");
     if (dw.empty() || dy.rows() == 0) return;
-    const detail::product<Arch, T> p{dy.data(), 1, dy.row_stride(), x, false, dw,
-                                     dw.data(), dw.row_stride(), dy.rows()};
+    const detail::product<Arch, T> p{dy.data(), 1,         dy.row_stride(), x,        false,
+                                     dw,        dw.data(), dw.row_stride(), dy.rows()};
     p.run(workspace, ex);
 }
 

@@ -13,8 +13,8 @@ inline namespace SLUICE_ISA {
 // y = norm(x) for x (m, n), scale and bias (1, n; bias may be empty). Leaves 1 / rms in inverse (1, m) and,
 // for LayerNorm, the means in mean (1, m); backward wants them.
 template <class Arch = simd::native, class T>
-void normalise(in<T> x, in<T> scale, in<T> bias, tensor_view<T> y, tensor_view<T> inverse, tensor_view<T> mean,
-          std::type_identity_t<T> eps, executor_ref ex) {
+void normalise(in<T> x, in<T> scale, in<T> bias, tensor_view<T> y, tensor_view<T> inverse,
+               tensor_view<T> mean, std::type_identity_t<T> eps, executor_ref ex) {
     require_shape(y, x.rows(), x.cols(), "normalise", "y");
     require_shape(scale, 1, x.cols(), "normalise", "scale");
     require_shape(inverse, 1, x.rows(), "normalise", "inverse");
@@ -40,7 +40,7 @@ void normalise(in<T> x, in<T> scale, in<T> bias, tensor_view<T> y, tensor_view<T
 // dx is overwritten; dscale (1, n) and dbias (1, n, may be empty) accumulate over rows in order.
 template <class Arch = simd::native, class T>
 void normalise_backward(in<T> x, in<T> scale, in<T> inverse, in<T> mean, in<T> dy, tensor_view<T> dx,
-                   tensor_view<T> dscale, tensor_view<T> dbias, executor_ref ex) {
+                        tensor_view<T> dscale, tensor_view<T> dbias, executor_ref ex) {
     require_shape(dy, x.rows(), x.cols(), "normalise_backward", "dy");
     require_shape(dx, x.rows(), x.cols(), "normalise_backward", "dx");
     require_shape(dscale, 1, x.cols(), "normalise_backward", "dscale");

@@ -9,7 +9,8 @@
 
 namespace sluice {
 
-template <class T> struct rotary_table {
+template <class T>
+struct rotary_table {
     tensor_view<T> cosine, sine; // n_tokens x head_dim / 2
 
     static rotary_table bind(arena& a, idx n_tokens, idx head_dim) {
@@ -22,7 +23,8 @@ inline namespace SLUICE_ISA {
 
 // Fills the table for the positions of a batch; base is the theta of published configs (10000, 500000, ...).
 template <class Arch = simd::native, class T>
-void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena& workspace, executor_ref ex) {
+void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena& workspace,
+                       executor_ref ex) {
     const idx half = table.cosine.cols();
     require_shape(table.cosine, b.n_tokens, half, "rotary", "cosine");
     require_shape(table.sine, b.n_tokens, half, "rotary", "sine");
@@ -31,7 +33,8 @@ void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena
     double* turns = workspace.take<double>(ex.concurrency() * half);
     if (!ex.dry())
         for (idx i = 0; i < half; ++i)
-            frequency[i] = std::pow(base, -static_cast<double>(i) / static_cast<double>(half)) / (2 * std::numbers::pi);
+            frequency[i] =
+                std::pow(base, -static_cast<double>(i) / static_cast<double>(half)) / (2 * std::numbers::pi);
     for (idx s = 0; s < b.n_sequences(); ++s)
         ex(b.end(s) - b.begin(s), [&](idx begin, idx end, idx worker) {
             double* mine = turns + worker * half;
@@ -41,7 +44,8 @@ void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena
                     const double t = position * frequency[j];
                     mine[j] = t - std::floor(t);
                 }
-                simd::invoke(Arch{}, kernels::cos_sin_turns{}, mine, table.cosine.row(i), table.sine.row(i), half);
+                simd::invoke(Arch{}, kernels::cos_sin_turns{}, mine, table.cosine.row(i), table.sine.row(i),
+                             half);
             }
         });
 }

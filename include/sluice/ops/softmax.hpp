@@ -8,8 +8,10 @@
 namespace sluice {
 inline namespace SLUICE_ISA {
 
-// y = softmax(x); y may be x. A row that holds NaN or inf, or nothing but -inf, becomes NaN; no other row does.
-template <class Arch = simd::native, class T> void softmax(in<T> x, tensor_view<T> y, executor_ref ex) {
+// y = softmax(x); y may be x. A row that holds NaN or inf, or nothing but -inf, becomes NaN; no other row
+// does.
+template <class Arch = simd::native, class T>
+void softmax(in<T> x, tensor_view<T> y, executor_ref ex) {
     require_shape(y, x.rows(), x.cols(), "softmax", "y");
     ex(x.rows(), [&](idx begin, idx end, idx) {
         simd::invoke(Arch{}, kernels::softmax_rows{}, x.row(begin), x.row_stride(), y.row(begin),

@@ -6,9 +6,10 @@
 
 namespace sluice::simd {
 
-// e^x = 2^n e^r with n the integer nearest to x / ln 2 and |r| <= ln 2 / 2, by a Taylor polynomial of degree 7
-// (float) or 13 (double). Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits.
-template <class T, class Arch> SLUICE_INLINE pack<T, Arch> exp(pack<T, Arch> x) {
+// e^x = 2^n e^r with n the integer nearest to x / ln 2 and |r| <= ln 2 / 2, by a Taylor polynomial of degree
+// 7 (float) or 13 (double). Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits.
+template <class T, class Arch>
+SLUICE_INLINE pack<T, Arch> exp(pack<T, Arch> x) {
     using P = pack<T, Arch>;
     constexpr bool single = sizeof(T) == 4;
     constexpr T magic = single ? T(0x1.8p23) : T(0x1.8p52);
@@ -46,7 +47,8 @@ template <class T, class Arch> SLUICE_INLINE pack<T, Arch> exp(pack<T, Arch> x) 
     return select(x == x, y, x);
 }
 
-template <class T, class Arch> SLUICE_INLINE pack<T, Arch> sigmoid(pack<T, Arch> x) {
+template <class T, class Arch>
+SLUICE_INLINE pack<T, Arch> sigmoid(pack<T, Arch> x) {
     return pack<T, Arch>(T(1)) / (pack<T, Arch>(T(1)) + exp(-x));
 }
 

@@ -16,7 +16,8 @@
 
 namespace sluice::simd {
 
-template <class T, class Arch> class pack {
+template <class T, class Arch>
+class pack {
 public:
     using batch = xsimd::batch<T, Arch>;
     using mask = typename batch::batch_bool_type;
@@ -108,7 +109,8 @@ public:
     batch v;
 };
 
-template <class T> class pack<T, scalar> {
+template <class T>
+class pack<T, scalar> {
 public:
     using mask = bool;
     using value_type = T;
@@ -157,7 +159,8 @@ public:
 };
 
 // Lanes n and above become zero.
-template <class T, class Arch> SLUICE_INLINE pack<T, Arch> zero_beyond(pack<T, Arch> a, idx n) {
+template <class T, class Arch>
+SLUICE_INLINE pack<T, Arch> zero_beyond(pack<T, Arch> a, idx n) {
     T lanes[static_cast<std::size_t>(pack<T, Arch>::size)];
     a.store(lanes);
     return pack<T, Arch>::load_partial(lanes, n);
@@ -165,7 +168,8 @@ template <class T, class Arch> SLUICE_INLINE pack<T, Arch> zero_beyond(pack<T, A
 
 // Calls f(i, n) for every register of n_elements elements: i is the first element, n how many of the lanes
 // are inside. The compiler sees the full registers and the tail as two copies of f.
-template <class P, class F> SLUICE_INLINE void for_each_pack(idx n_elements, F&& f) {
+template <class P, class F>
+SLUICE_INLINE void for_each_pack(idx n_elements, F&& f) {
     idx i = 0;
     for (; i + P::size <= n_elements; i += P::size) f(i, P::size);
     if (i < n_elements) f(i, n_elements - i);

@@ -1,5 +1,6 @@
-// AdamW over a whole parameter set: roles decide what decays, groups may have their own rate, gradients may be
-// clipped by their global norm (Pascanu et al., "On the difficulty of training recurrent neural networks", 2013).
+// AdamW over a whole parameter set: roles decide what decays, groups may have their own rate, gradients may
+// be clipped by their global norm (Pascanu et al., "On the difficulty of training recurrent neural networks",
+// 2013).
 #pragma once
 
 #include "../core/params.hpp"
@@ -31,7 +32,8 @@ struct decay_matrices {
 inline namespace SLUICE_ISA {
 
 // sqrt of the sum of squares over all tensors but buffers.
-template <class P> double global_norm(const P& gradients, arena& workspace, executor_ref ex = {}) {
+template <class P>
+double global_norm(const P& gradients, arena& workspace, executor_ref ex = {}) {
     double total = 0;
     each_param(
         [&](const param_name&, role r, const auto& g) {
@@ -63,7 +65,8 @@ double adamw(P& weights, const P& gradients, P& means, P& squares, const adamw_c
             a.gradient_scale = static_cast<T>(shrink);
             a.beta1 = static_cast<T>(c.beta1);
             a.beta2 = static_cast<T>(c.beta2);
-            // of the rounded betas: 1 - 0.999 in float is 1e-5 off, and the sums would not be what is divided by
+            // of the betas as T rounds them: the moments are sums with those, and 1 - 0.999 in float is 1e-5
+            // off
             a.step_size = static_cast<T>(rate / (1 - std::pow(static_cast<double>(a.beta1), t)));
             a.square_scale = static_cast<T>(1 / (1 - std::pow(static_cast<double>(a.beta2), t)));
             a.eps = static_cast<T>(c.eps);
