@@ -381,6 +381,16 @@ if(count GREATER allowed)
     endforeach()
 endif()
 
+# What the README shows is a program that is compiled and run.
+if(EXISTS "${ROOT}/README.md" AND EXISTS "${ROOT}/examples/first_layer.cpp")
+    file(READ "${ROOT}/README.md" readme)
+    file(READ "${ROOT}/examples/first_layer.cpp" program)
+    string(FIND "${readme}" "${program}" place)
+    if(place EQUAL -1)
+        violation(README.md 1 "the program in it is not the text of examples/first_layer.cpp.")
+    endif()
+endif()
+
 get_property(violations GLOBAL PROPERTY sluice_violations)
 list(LENGTH violations count)
 if(count GREATER 0)
