@@ -94,7 +94,7 @@ int status_of_child(F&& f) {
     if (child == 0) {
         const rlimit no_core{0, 0};
         ::setrlimit(RLIMIT_CORE, &no_core);
-        ::alarm(60);                  // a child that hangs is ended, which is seen
+        ::alarm(10);                  // a child that hangs is ended, which is seen
         std::signal(SIGINT, SIG_DFL); // whatever the program that runs the tests chose
         std::signal(SIGTERM, SIG_DFL);
         f();

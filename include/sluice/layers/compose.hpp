@@ -303,6 +303,7 @@ public:
         for (idx i = 0; i < n_layers(); ++i)
             walk.step(
                 i, [&](in<T> from, tensor_view<T> to) { at(i).forward(b, from, to, tape, workspace, ex); });
+        walk.finish();
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
