@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/scratch_path.hpp"
 
 #include <sluice/io/file.hpp>
 
@@ -27,7 +28,7 @@ namespace {
 // A folder of this test's own, removed with all it holds.
 class folder {
 public:
-    explicit folder(const std::string& name) : path_(fs::temp_directory_path() / ("sluice_file_" + name)) {
+    explicit folder(const std::string& name) : path_(sluice::test::scratch_path("file_" + name)) {
         fs::remove_all(path_);
         fs::create_directories(path_);
     }

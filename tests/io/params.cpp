@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/scratch_path.hpp"
 
 #include <sluice/core/random.hpp>
 #include <sluice/io/params.hpp>
@@ -62,7 +63,7 @@ void fill_all(P& p, float value) {
 class saved {
 public:
     explicit saved(const io::safetensors_writer& writer)
-        : path_((std::filesystem::temp_directory_path() / "sluice_params.safetensors").string()) {
+        : path_(sluice::test::scratch_path("params").string()) {
         writer.save(path_);
         file_ = io::read(path_);
         std::filesystem::remove(path_);

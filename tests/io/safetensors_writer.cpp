@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/scratch_path.hpp"
 
 #include <sluice/core/tensor.hpp>
 #include <sluice/io/safetensors_writer.hpp>
@@ -22,7 +23,7 @@ namespace {
 class scratch {
 public:
     explicit scratch(const std::string& name)
-        : folder_(fs::temp_directory_path() / ("sluice_writer_" + name)), path_((folder_ / "f").string()) {
+        : folder_(sluice::test::scratch_path("writer_" + name)), path_((folder_ / "f").string()) {
         fs::remove_all(folder_);
         fs::create_directories(folder_);
     }
