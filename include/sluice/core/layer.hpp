@@ -15,7 +15,7 @@ namespace sluice {
 
 // How large calls will be; sizes of the caller's memory follow from it.
 struct limits {
-    idx max_tokens = 0;   // tokens a sequence's state must hold
+    idx max_tokens = 0;   // tokens a sequence's state must hold; 0: no state is wanted
     idx max_rows = 1;     // rows of the largest call
     idx n_sequences = 1;  // sequences of a state
     idx max_rollback = 0; // tokens that truncate may take back
@@ -46,9 +46,11 @@ sizes layer_bytes(const L& layer, const limits& most) {
         arena grad_memory;
         layer.backward(b, x, y, x, tape, L::grad_type::bind(grad_memory, layer.config()), workspace, ex);
     }
-    auto state = layer.bind_state(state_memory, most);
-    result.state = state_memory.bytes();
-    if (most.max_tokens > 0) layer.extend(b, x, y, state, workspace, ex);
+    if (most.max_tokens > 0) {
+        auto state = layer.bind_state(state_memory, most);
+        result.state = state_memory.bytes();
+        layer.extend(b, x, y, state, workspace, ex);
+    }
     result.workspace = workspace.bytes();
     return result;
 }
