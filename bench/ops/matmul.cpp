@@ -27,6 +27,32 @@ struct unpacked_f32 {
     tensor_view<const float> view; // what matmul takes
 };
 
+// Packed before the clock starts, as weights are.
+template <class S>
+struct packed_storage {
+    explicit packed_storage(tensor_view<const float> w)
+        : memory(1, tensor_view<packed<S>>::elements(w.rows(), w.cols())),
+          view(memory.data(), w.rows(), w.cols()) {
+        pack_matrix(w, view);
+    }
+    tensor<S> memory;
+    tensor_view<packed<S>> view;
+};
+struct packed_f32 : packed_storage<float> {
+    using packed_storage::packed_storage;
+    static constexpr const char* name = "packed/f32";
+    static constexpr double bytes_of_weight = 4;
+    static constexpr double tolerance = 1e-4;
+    static constexpr onednn_form peer_form = onednn_form::packed;
+};
+struct packed_bf16 : packed_storage<bf16> {
+    using packed_storage::packed_storage;
+    static constexpr const char* name = "packed/bf16";
+    static constexpr double bytes_of_weight = 2;
+    static constexpr double tolerance = 1e-2; // against products of the weights before they were narrowed
+    static constexpr onednn_form peer_form = onednn_form::packed_bf16;
+};
+
 struct forward_data {
     explicit forward_data(const shape& s)
         : x(uniform(s.rows, s.in, 1, 1)),
@@ -109,7 +135,8 @@ const declare rows([] {
     constexpr shape shapes[] = {{512, 2048, 2048}, {2048, 2048, 2048}, {8, 4096, 4096}, {1, 4096, 4096}};
     for (const shape& s : shapes) {
         forward<unpacked_f32>(s);
-        // Other storages of the weights go here, a line each.
+        forward<packed_f32>(s);
+        forward<packed_bf16>(s);
     }
     for (const shape& s : {shape{128, 4096, 1024}, shape{16, 4096, 4096}, shape{4096, 4096, 4096}})
         forward<unpacked_f32>(s, when::full);

@@ -91,6 +91,7 @@ void multiply(operands<T>& o, start_kind kind, bool turned, idx j0, idx m, idx n
                          .a_k = turned ? most_rows : 1,
                          .panels = panels,
                          .panel_stride = gemm_tile<T, Arch>::cols * o.k,
+                         .panel_row = gemm_tile<T, Arch>::cols,
                          .start = nullptr,
                          .start_row = 0,
                          .c = c.data(),
@@ -196,6 +197,7 @@ TEMPLATE_TEST_CASE("gemm_block: bits do not depend on where k is cut", "", float
                                                         .panels = at_once ? all_panels.data() + k0 * cols
                                                                           : panels.data(),
                                                         .panel_stride = cols * (at_once ? k : part),
+                                                        .panel_row = gemm_tile<T, Arch>::cols,
                                                         .start = start,
                                                         .start_row = start_row,
                                                         .c = c.data(),
@@ -228,6 +230,7 @@ TEMPLATE_TEST_CASE("gemm_block: rows may lie in pages of their own", "", float_n
                                                         .a_k = 1,
                                                         .panels = panels.data(),
                                                         .panel_stride = gemm_tile<T, Arch>::cols * k,
+                                                        .panel_row = gemm_tile<T, Arch>::cols,
                                                         .start = i == 0 ? nullptr : c.data(),
                                                         .start_row = n,
                                                         .c = c.data(),

@@ -602,7 +602,8 @@ TEST_CASE("attend: workspace does not grow with the keys") {
         return dry.bytes();
     };
     CHECK(forward_bytes(1, 0, 1) == forward_bytes(1, 1'000'000, 1));
-    CHECK(forward_bytes(1, 0, 1) == forward_bytes(1'000'000, 0, 1));
+    CHECK(forward_bytes(200, 0, 1) == forward_bytes(1'000'000, 0, 1));
+    CHECK(forward_bytes(1, 0, 1) <= forward_bytes(200, 0, 1));
     CHECK(forward_bytes(100, 0, 3) <= 3 * forward_bytes(100, 0, 1));
     CHECK(forward_bytes(100, 0, 3) > forward_bytes(100, 0, 1));
 

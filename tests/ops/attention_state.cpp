@@ -30,23 +30,23 @@ constexpr idx huge = std::numeric_limits<idx>::max();
 template <class T>
 std::size_t dry_bytes(idx width, idx window, const limits& most) {
     arena dry;
-    (void)attention_state<T>::bind(dry, width, window, most);
+    (void)attention_state<T>::bind(dry, 1, width, window, most);
     return dry.bytes();
 }
 
 // A state with the memory it asks for.
 template <class T>
 struct bound_state {
-    bound_state(idx width, idx window, const limits& most)
+    bound_state(idx width, idx window, const limits& most, idx n_heads = 1)
         : memory(dry_bytes<T>(width, window, most)),
-          state(attention_state<T>::bind(memory, width, window, most)) {}
+          state(attention_state<T>::bind(memory, n_heads, width / n_heads, window, most)) {}
     arena memory;
     attention_state<T> state;
 };
 
 idx ring_of(idx window, const limits& most) {
     arena dry;
-    return attention_state<float>::bind(dry, 1, window, most).ring;
+    return attention_state<float>::bind(dry, 1, 1, window, most).ring;
 }
 
 // Appends n rows of keys `first`, `first` + 1, ... (values: their negatives) to one slot.
@@ -81,7 +81,7 @@ TEST_CASE("attention state: takes what a dry arena counted") {
                 CHECK((s.state.v.rows() == s.state.k.rows() && s.state.v.cols() == width));
                 CHECK((s.state.n_sequences() == most.n_sequences && s.state.window == window));
                 arena small(bytes - 64);
-                CHECK_THROWS_AS(attention_state<float>::bind(small, width, window, most),
+                CHECK_THROWS_AS(attention_state<float>::bind(small, 1, width, window, most),
                                 sluice::capacity_error);
             }
 }
@@ -111,7 +111,7 @@ TEST_CASE("attention state: starts empty in memory that was used before") {
     const limits most{.max_tokens = 5, .n_sequences = 4};
     std::vector<std::byte> memory(dry_bytes<float>(3, 0, most) + arena::alignment, std::byte{0xA5});
     arena used{std::span(memory)};
-    const auto state = attention_state<float>::bind(used, 3, 0, most);
+    const auto state = attention_state<float>::bind(used, 1, 3, 0, most);
     for (idx slot = 0; slot < 4; ++slot) CHECK((state.length(0, slot) == 0 && state.newest(0, slot) == 0));
 }
 
@@ -234,7 +234,7 @@ TEST_CASE("attention state: a batch without room is refused before anything is w
 TEST_CASE("attention state: limits that make no sense are refused") {
     auto bind = [](idx window, const limits& most, idx width = 4) {
         arena dry;
-        (void)attention_state<float>::bind(dry, width, window, most);
+        (void)attention_state<float>::bind(dry, 1, width, window, most);
     };
     CHECK_THROWS_WITH(bind(0, {}), "attention state: max_tokens must be positive, is 0");
     CHECK_THROWS_WITH(bind(0, {.max_tokens = -3}), "attention state: max_tokens must be positive, is -3");
@@ -268,7 +268,7 @@ TEMPLATE_TEST_CASE("attention state: a ring sees what a full cache sees", "", fl
     for (idx window : {1, 5, 64, 100}) {
         const limits most{
             .max_tokens = length + 20, .max_rows = 13, .n_sequences = n_slots, .max_rollback = 6};
-        bound_state<T> ring(2 * 8, window, most), full(2 * 8, 0, most);
+        bound_state<T> ring(2 * 8, window, most, 2), full(2 * 8, 0, most, 2);
         REQUIRE(ring.state.ring <= 192);
         REQUIRE(full.state.ring >= length);
         const sluice::random_source numbers(static_cast<std::uint64_t>(window));

@@ -18,7 +18,7 @@ using sluice::idx;
 using sluice::matmul;
 using sluice::matmul_dw;
 using sluice::matmul_dx;
-using sluice::matmul_start;
+using sluice::matmul_options;
 using sluice::tensor_view;
 
 namespace {
@@ -70,8 +70,8 @@ struct operands {
         return x.touched() + w.touched() + dy.touched() + bias.touched() + residual.touched() + dx.touched() +
                dw.touched() + y.touched();
     }
-    matmul_start<T> from_bias() { return {.bias = bias.view(), .residual = {}}; }
-    matmul_start<T> from_residual() { return {.bias = {}, .residual = residual.view()}; }
+    matmul_options<T> from_bias() { return {.bias = bias.view(), .residual = {}}; }
+    matmul_options<T> from_residual() { return {.bias = {}, .residual = residual.view()}; }
     shape s;
     padded<T> x, w, dy, bias, residual, dx, dw, y;
 };
@@ -299,8 +299,8 @@ TEST_CASE("matmul: the backward products are the gradients of the forward one") 
 TEST_CASE("matmul: shapes that do not fit are named") {
     padded<float> x(2, 3), w(4, 3), y(2, 4), bias(1, 4), wrong_bias(1, 5), row(1, 4);
     arena ws(std::size_t{1} << 16);
-    const matmul_start<float> none;
-    auto product_of = [&](const auto& a, const auto& b, const auto& c, const matmul_start<float>& start) {
+    const matmul_options<float> none;
+    auto product_of = [&](const auto& a, const auto& b, const auto& c, const matmul_options<float>& start) {
         matmul(a.view(), b.view(), c, start, ws, {});
     };
     CHECK_THROWS_WITH(product_of(x, padded<float>(4, 2), y.view(), none),

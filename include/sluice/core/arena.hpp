@@ -58,7 +58,10 @@ public:
     tensor_view<T> take(idx rows, idx cols) {
         if (rows < 0 || cols < 0 || (cols > 0 && rows > std::numeric_limits<idx>::max() / cols))
             SLUICE_THROW(config_error("arena: " + shape_text(rows, cols) + " is no shape"));
-        return {take<T>(rows * cols), rows, cols};
+        if constexpr (requires { tensor_view<T>::elements(rows, cols); }) // a storage type with its own order
+            return {take<typename tensor_view<T>::element>(tensor_view<T>::elements(rows, cols)), rows, cols};
+        else
+            return {take<T>(rows * cols), rows, cols};
     }
 
     // The tape's other end: gives back the newest record, whose type and size must be those it was taken

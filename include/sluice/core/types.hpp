@@ -44,16 +44,26 @@ struct bf16 {
     friend constexpr bool operator==(bf16, bf16) = default;
 };
 
+// IEEE 754 binary16. A storage type; arithmetic is done in float.
+struct half {
+    std::uint16_t bits = 0;
+    friend constexpr bool operator==(half, half) = default;
+};
+
 template <class T>
 concept real = std::same_as<T, float> || std::same_as<T, double>;
 
-// The type a stored weight computes in: float for bf16, itself otherwise.
+// The type a stored weight computes in: float for bf16 and half, itself otherwise.
 template <class W>
 struct compute {
     using type = W;
 };
 template <>
 struct compute<bf16> {
+    using type = float;
+};
+template <>
+struct compute<half> {
     using type = float;
 };
 template <class W>

@@ -2,6 +2,7 @@
 // transformer", 2020). GELU is the exact form x Phi(x) (Hendrycks and Gimpel, 2016).
 #pragma once
 
+#include "../core/error.hpp"
 #include "../simd/math.hpp"
 
 #include <numbers>
@@ -9,6 +10,21 @@
 namespace sluice {
 
 enum class activation { silu, gelu, relu };
+
+// Calls f with the kind as a compile-time constant.
+template <class F>
+void with_activation(activation kind, F&& f) {
+    using enum activation;
+    switch (kind) {
+    case silu:
+        return f(std::integral_constant<activation, silu>{});
+    case gelu:
+        return f(std::integral_constant<activation, gelu>{});
+    case relu:
+        return f(std::integral_constant<activation, relu>{});
+    }
+    SLUICE_THROW(config_error("activation: unknown kind " + std::to_string(static_cast<int>(kind))));
+}
 
 } // namespace sluice
 

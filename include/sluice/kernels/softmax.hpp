@@ -37,8 +37,13 @@ template <class Arch, class T>
 SLUICE_INLINE T row_largest(const T* x, idx n) {
     using P = simd::pack<T, Arch>;
     constexpr T lowest = -std::numeric_limits<T>::infinity();
-    P most(lowest);
+    P most(lowest), other(lowest);
     idx j = 0;
+    for (; j + 2 * P::size <= n; j += 2 * P::size) {
+        most = max(most, P::load(x + j));
+        other = max(other, P::load(x + j + P::size));
+    }
+    most = max(most, other);
     for (; j + P::size <= n; j += P::size) most = max(most, P::load(x + j));
     T largest = most.largest();
     for (; j < n; ++j) largest = std::max(largest, x[j]);
@@ -51,7 +56,7 @@ SLUICE_INLINE T row_exp(const T* x, T shift, T* y, idx n) {
     using P = simd::pack<T, Arch>;
     P total;
     simd::for_each_pack<P>(n, [&](idx j, idx k) {
-        P e = exp(P::load_partial(x + j, k) - P(shift));
+        P e = exp_nonpositive(P::load_partial(x + j, k) - P(shift));
         if (k < P::size) e = zero_beyond(e, k);
         total = total + e;
         if (y != nullptr) e.store_partial(y + j, k);

@@ -158,7 +158,7 @@ public:
     }
 
     state_type bind_state(arena& memory, const limits& most) const {
-        return state_type::bind(memory, config_.n_kv_heads * config_.head_dim, config_.window, most);
+        return state_type::bind(memory, config_.n_kv_heads, config_.head_dim, config_.window, most);
     }
 
     // Appends the batch's tokens to their sequences. Nothing is written when the state cannot hold them.

@@ -7,32 +7,13 @@
 
 namespace sluice {
 inline namespace SLUICE_ISA {
-namespace detail {
-
-// Calls f with the kind as a compile-time constant.
-template <class F>
-void with_activation(activation kind, F&& f) {
-    using enum activation;
-    switch (kind) {
-    case silu:
-        return f(std::integral_constant<activation, silu>{});
-    case gelu:
-        return f(std::integral_constant<activation, gelu>{});
-    case relu:
-        return f(std::integral_constant<activation, relu>{});
-    }
-    SLUICE_THROW(config_error("activation: unknown kind " + std::to_string(static_cast<int>(kind))));
-}
-
-} // namespace detail
-
 // y = act(x), or act(x) * up where `up` is not empty. y may be x or up.
 template <class Arch = simd::native, class T>
 void activate(activation kind, in<T> x, in<T> up, tensor_view<T> y, executor_ref ex) {
     require_shape(y, x.rows(), x.cols(), "activate", "y");
     const bool gated = up.cols() > 0;
     if (gated) require_shape(up, x.rows(), x.cols(), "activate", "up");
-    detail::with_activation(kind, [&](auto k) {
+    with_activation(kind, [&](auto k) {
         ex(x.rows(), [&](idx begin, idx end, idx) {
             for (idx i = begin; i < end; ++i)
                 simd::invoke(Arch{}, kernels::activation_forward<decltype(k)::value>{}, x.row(i),
@@ -52,7 +33,7 @@ void activate_backward(activation kind, in<T> x, in<T> up, in<T> dy, tensor_view
         require_shape(up, x.rows(), x.cols(), "activate_backward", "up");
         require_shape(dup, x.rows(), x.cols(), "activate_backward", "dup");
     }
-    detail::with_activation(kind, [&](auto k) {
+    with_activation(kind, [&](auto k) {
         ex(x.rows(), [&](idx begin, idx end, idx) {
             for (idx i = begin; i < end; ++i)
                 simd::invoke(Arch{}, kernels::activation_backward<decltype(k)::value>{}, x.row(i),

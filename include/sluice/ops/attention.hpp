@@ -3,7 +3,11 @@
 //
 // A policy has `n_sources` and range(sequence, row, source) -> key_range, where row counts within the
 // sequence and both ends never decrease from row to row. Sources are visited in order with one running
-// maximum. Workspace per worker does not grow with the number of keys.
+// maximum; rows that see two ranges of the same keys name them as two sources. A policy may also have
+//   bias(sequence, key, source)       added to the score of a key
+//   last_bias(sequence, row, source)  added to the score of the last key a row sees
+//   tail(sequence, row, source)       -> key_tail: which of the last keys of its range a row really sees
+// Workspace per worker does not grow with the number of keys.
 #pragma once
 
 #include "../core/arena.hpp"
@@ -54,8 +58,11 @@ struct packed_keys {
 inline namespace SLUICE_ISA {
 namespace detail {
 
-// Query tokens of a block: about one tile of rows, whatever the size of the group.
-inline idx attention_block_tokens(idx group) { return std::max<idx>(1, key_tile / group); }
+// Query tokens of a block: about 128 rows, whatever the size of the group, so that packing a tile of keys
+// costs little beside multiplying it.
+inline idx attention_block_tokens(idx group, idx n_tokens) {
+    return std::clamp<idx>(2 * key_tile / group, 1, std::max<idx>(n_tokens, 1));
+}
 
 inline void check_attention(const attention_shape& s, const batch& b, idx q_rows, idx q_cols) {
     require(s.n_kv_heads > 0 && s.n_heads > 0 && s.n_heads % s.n_kv_heads == 0, "attention",
@@ -76,7 +83,7 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     require_shape(y, q.rows(), q.cols(), "attention", "y");
     if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     const idx group = shape.group(), d = shape.head_dim;
-    const idx block = detail::attention_block_tokens(group);
+    const idx block = detail::attention_block_tokens(group, b.n_tokens);
     const idx scratch = kernels::attention_scratch<T, Arch>::forward(block * group, d);
     const arena::scope scope(workspace);
     T* memory = workspace.take<T>(ex.concurrency() * scratch);

@@ -9,15 +9,15 @@ namespace sluice {
 
 template <class T>
 struct attention_state {
-    tensor_view<T> k, v;     // n_sequences * ring x n_kv_heads * head_dim
+    tensor_view<T> k, v;     // (sequence, head, ring slot) x head_dim: a head's keys lie one after another
     tensor_view<idx> length; // 1 x n_sequences: tokens each sequence holds
     tensor_view<idx> newest; // 1 x n_sequences: the most it held since it was cleared
-    idx ring = 0;            // rows of a sequence
+    idx n_heads = 0;         // of keys and values
+    idx ring = 0;            // keys a sequence can hold at a time
     idx window = 0;
     limits most{};
 
-    // `width` is n_kv_heads * head_dim.
-    static attention_state bind(arena& a, idx width, idx window, const limits& most) {
+    static attention_state bind(arena& a, idx n_heads, idx head_dim, idx window, const limits& most) {
         require_positive(most.max_tokens, "attention state", "max_tokens");
         require_positive(most.n_sequences, "attention state", "n_sequences");
         require_positive(most.max_rows, "attention state", "max_rows");
@@ -28,14 +28,16 @@ struct attention_state {
                 "attention state", "max_tokens, max_rows, max_rollback or window is too large");
         attention_state s;
         s.window = window;
+        s.n_heads = n_heads;
         s.most = most;
         const idx all = round_up(most.max_tokens, key_tile);
         s.ring = window == 0
                      ? all
                      : std::min(all, round_up(window - 1 + most.max_rows + most.max_rollback, key_tile));
-        require(most.n_sequences <= limit / s.ring, "attention state", "n_sequences is too large");
-        s.k = a.take<T>(most.n_sequences * s.ring, width);
-        s.v = a.take<T>(most.n_sequences * s.ring, width);
+        require(most.n_sequences <= limit / s.ring / std::max<idx>(n_heads, 1), "attention state",
+                "n_sequences is too large");
+        s.k = a.take<T>(most.n_sequences * n_heads * s.ring, head_dim);
+        s.v = a.take<T>(most.n_sequences * n_heads * s.ring, head_dim);
         s.length = a.take<idx>(1, most.n_sequences);
         s.newest = a.take<idx>(1, most.n_sequences);
         if (!a.dry()) {
@@ -87,9 +89,11 @@ struct attention_state {
             const idx slot = b.slot(s), first = length(0, slot), n = b.end(s) - b.begin(s);
             past[static_cast<std::size_t>(s)] = first;
             for (idx i = 0; i < n; ++i) {
-                const idx to = slot * ring + (first + i) % ring;
-                std::copy_n(new_k.row(b.begin(s) + i), k.cols(), k.row(to));
-                std::copy_n(new_v.row(b.begin(s) + i), v.cols(), v.row(to));
+                for (idx h = 0; h < n_heads; ++h) {
+                    const idx to = (slot * n_heads + h) * ring + (first + i) % ring;
+                    std::copy_n(new_k.row(b.begin(s) + i) + h * k.cols(), k.cols(), k.row(to));
+                    std::copy_n(new_v.row(b.begin(s) + i) + h * v.cols(), v.cols(), v.row(to));
+                }
             }
             length(0, slot) = first + n;
             newest(0, slot) = std::max(newest(0, slot), first + n);
@@ -110,9 +114,13 @@ struct cached_keys {
     const batch* rows;
     const attention_state<T>* state;
     attention_source<T> operator()(idx sequence, idx) const {
-        const idx first = rows->slot(sequence) * state->ring;
-        return {state->k.row(first), state->v.row(first), state->k.row_stride(), state->v.row_stride(),
-                state->ring};
+        const idx first = rows->slot(sequence) * state->n_heads * state->ring;
+        return {.k = state->k.row(first),
+                .v = state->v.row(first),
+                .k_row = state->k.row_stride(),
+                .v_row = state->v.row_stride(),
+                .ring = state->ring,
+                .head = state->ring * state->k.row_stride()};
     }
 };
 

@@ -1,111 +1,73 @@
-// Matrix products on views: y = x W^T (+ bias, + residual), and the two products of its backward pass,
-// dx = dy W and dW += dy^T x. W is (out, in).
+// Matrix products on views: y = act(x W^T + bias or residual), the gated pair act(x W_g^T) * (x W_u^T), and
+// the two products of the backward pass, dx = dy W and dW += dy^T x. W is (out, in), plain or packed, T or
+// bf16.
 //
 // Bits of an element depend on its row of x, its row of W and nothing else: not on the number of rows, the
-// workers or the tile. Workspace: one packed block per worker. Outputs must not overlap inputs, except that
-// y may be the residual itself.
+// workers, the tile, or whether W is packed. Outputs must not overlap inputs, except that y may be the
+// residual.
 #pragma once
 
 #include "../core/arena.hpp"
 #include "../core/executor.hpp"
-#include "../kernels/gemm.hpp"
+#include "product.hpp"
 
 namespace sluice {
 
-// What a product's chains start from: at most one of the two.
+// What a product's chains start from (at most one of the two), and what is applied to its result.
 template <class T>
-struct matmul_start {
+struct matmul_options {
     tensor_view<const T> bias{};     // 1 x n_out, added to every row
     tensor_view<const T> residual{}; // same shape as the result; may be the result: y += x W^T
+    std::optional<activation> act{}; // of the sum
 };
 
 inline namespace SLUICE_ISA {
 namespace detail {
 
-// c = start + A B, with A(i, k) = a[i * a_row + k * a_k] and B given by rows, or by columns (`transposed`).
-template <class Arch, class T>
-struct product {
-    const T* a;
-    idx a_row, a_k;
-    tensor_view<const T> b;
-    bool transposed;
-    tensor_view<T> c;
-    const T* start;
-    idx start_row;
-    idx k;
+template <class T>
+void check_matmul(in<T> x, idx w_rows, idx w_cols, const tensor_view<T>& y, const matmul_options<T>& o) {
+    if (w_rows != y.cols() || w_cols != x.cols())
+        SLUICE_THROW(config_error("matmul: w must be " + shape_text(y.cols(), x.cols()) + ", is " +
+                                  shape_text(w_rows, w_cols)));
+    require_shape(y, x.rows(), w_rows, "matmul", "y");
+    const bool biased = o.bias.cols() > 0, added = o.residual.cols() > 0;
+    require(!(biased && added), "matmul", "bias and residual exclude each other");
+    if (biased) require_shape(o.bias, 1, y.cols(), "matmul", "bias");
+    if (added) require_shape(o.residual, y.rows(), y.cols(), "matmul", "residual");
+}
 
-    using tile = kernels::gemm_tile<T, Arch>;
-    static constexpr idx block_k =
-        256; // rows of a packed block: 256 x 128 floats are 128 KiB, they stay in L2
-    static constexpr idx block_n = round_up(128, tile::cols);
-
-    void run(arena& workspace, executor_ref ex) const {
-        const idx m = c.rows(), n = c.cols();
-        const idx workers = ex.concurrency();
-        const idx n_blocks = ceil_div(n, block_n);
-        // Enough tasks that workers end together; a task of few rows would pack more than it multiplies.
-        const idx wanted = workers == 1 ? 1 : ceil_div(4 * workers, std::max<idx>(n_blocks, 1));
-        const idx chunk = round_up(std::max<idx>(ceil_div(m, wanted), 48), tile::rows);
-        const idx m_chunks = ceil_div(m, chunk);
-        const arena::scope scope(workspace);
-        const idx block = std::min(block_k, k) * std::min(block_n, round_up(n, tile::cols));
-        T* packed = workspace.take<T>(workers * block);
-        ex(n_blocks * m_chunks, [&](idx begin, idx end, idx worker) {
-            for (idx task = begin; task < end; ++task)
-                multiply(task / m_chunks * block_n, task % m_chunks * chunk, chunk, packed + worker * block);
-        });
+template <class Arch, class T, class W>
+void run_matmul(in<T> x, const tensor_view<W>& w, tensor_view<T> y, const matmul_options<T>& o,
+                arena& workspace, executor_ref ex) {
+    check_matmul(x, w.rows(), w.cols(), y, o);
+    if (y.empty()) return;
+    product<Arch, T, storage_of<W>> p{
+        .a = x.data(), .a_row = x.row_stride(), .a_k = 1, .b = w, .c = y, .k = x.cols()};
+    if (o.bias.cols() > 0) p.start = o.bias.data();
+    if (o.residual.cols() > 0) {
+        p.start = o.residual.data();
+        p.start_row = o.residual.row_stride();
     }
-
-    void multiply(idx j, idx i, idx rows, T* packed) const {
-        const idx n = std::min(block_n, c.cols() - j);
-        kernels::gemm_block_args<T> g{.a = nullptr,
-                                      .a_row = a_row,
-                                      .a_k = a_k,
-                                      .panels = packed,
-                                      .panel_stride = 0,
-                                      .start = start == nullptr ? nullptr : start + i * start_row + j,
-                                      .start_row = start_row,
-                                      .c = c.row(i) + j,
-                                      .c_row = c.row_stride(),
-                                      .m = std::min(rows, c.rows() - i),
-                                      .n = n,
-                                      .k = 0};
-        idx k0 = 0;
-        do { // once even for k = 0, which leaves the start
-            g.k = std::min(block_k, k - k0);
-            g.panel_stride = g.k * tile::cols;
-            if (g.k > 0) {
-                const T* source = transposed ? b.row(j) + k0 : b.row(k0) + j;
-                simd::invoke(Arch{}, kernels::gemm_pack{}, source, b.row_stride(), transposed, g.k, n,
-                             packed);
-            }
-            g.a = a + i * a_row + k0 * a_k;
-            simd::invoke(Arch{}, kernels::gemm_block{}, g);
-            g.start = g.c;
-            g.start_row = g.c_row;
-            k0 += block_k;
-        } while (k0 < k);
-    }
-};
+    p.act = o.act;
+    p.run(workspace, ex);
+}
 
 } // namespace detail
 
-// y (m, n_out) = x (m, n_in) W^T + start, W (n_out, n_in).
+// y (m, n_out) = act(x (m, n_in) W^T + start), W (n_out, n_in) of T.
 template <class Arch = simd::native, class T>
-void matmul(in<T> x, in<T> w, tensor_view<T> y, const matmul_start<T>& start, arena& workspace,
+void matmul(in<T> x, in<T> w, tensor_view<T> y, const matmul_options<T>& options, arena& workspace,
             executor_ref ex) {
-    require_shape(w, y.cols(), x.cols(), "matmul", "w");
-    require_shape(y, x.rows(), w.rows(), "matmul", "y");
-    const bool biased = start.bias.cols() > 0;
-    const bool added = start.residual.cols() > 0;
-    require(!(biased && added), "matmul", "bias and residual exclude each other");
-    if (biased) require_shape(start.bias, 1, y.cols(), "matmul", "bias");
-    if (added) require_shape(start.residual, y.rows(), y.cols(), "matmul", "residual");
-    if (y.empty()) return;
-    const T* from = biased ? start.bias.data() : added ? start.residual.data() : nullptr;
-    const detail::product<Arch, T> p{
-        x.data(), x.row_stride(), 1, w, true, y, from, added ? start.residual.row_stride() : 0, x.cols()};
-    p.run(workspace, ex);
+    detail::run_matmul<Arch, T>(x, w, y, options, workspace, ex);
+}
+
+// The same with W stored as bf16 or packed.
+template <class Arch = simd::native, class T, class W>
+requires(!std::is_same_v<std::remove_const_t<W>, T>) void matmul(in<T> x, const tensor_view<W>& w,
+                                                                 tensor_view<T> y,
+                                                                 const matmul_options<T>& options,
+                                                                 arena& workspace, executor_ref ex) {
+    detail::run_matmul<Arch, T>(x, w, y, options, workspace, ex);
 }
 
 // dx (m, n_in) = dy (m, n_out) W; with `accumulate`, dx += dy W.
@@ -114,9 +76,13 @@ void matmul_dx(in<T> dy, in<T> w, tensor_view<T> dx, bool accumulate, arena& wor
     require_shape(w, dy.cols(), dx.cols(), "matmul_dx", "w");
     require_shape(dx, dy.rows(), w.cols(), "matmul_dx", "dx");
     if (dx.empty()) return;
-    const detail::product<Arch, T> p{
-        dy.data(),       dy.row_stride(), 1, w, false, dx, accumulate ? dx.data() : nullptr,
-        dx.row_stride(), dy.cols()};
+    detail::product<Arch, T, T> p{
+        .a = dy.data(), .a_row = dy.row_stride(), .a_k = 1, .b = w, .c = dx, .k = dy.cols()};
+    p.b.by_rows = true;
+    if (accumulate) {
+        p.start = dx.data();
+        p.start_row = dx.row_stride();
+    }
     p.run(workspace, ex);
 }
 
@@ -126,9 +92,35 @@ void matmul_dw(in<T> dy, in<T> x, tensor_view<T> dw, arena& workspace, executor_
     require_shape(x, dy.rows(), dw.cols(), "matmul_dw", "x");
     require_shape(dw, dy.cols(), x.cols(), "matmul_dw", "dw");
     if (dw.empty() || dy.rows() == 0) return;
-    const detail::product<Arch, T> p{dy.data(), 1,         dy.row_stride(), x,        false,
-                                     dw,        dw.data(), dw.row_stride(), dy.rows()};
+    detail::product<Arch, T, T> p{
+        .a = dy.data(), .a_row = 1, .a_k = dy.row_stride(), .b = x, .c = dw, .k = dy.rows()};
+    p.b.by_rows = true;
+    p.start = dw.data();
+    p.start_row = dw.row_stride();
     p.run(workspace, ex);
+}
+
+// Rewrites W (n_out, n_in) as panels; narrows where the packed storage is bf16.
+template <class Arch = simd::native, class S, class W>
+void pack_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out) {
+    using T = compute_type<S>;
+    require_shape(out, w.rows(), w.cols(), "pack_matrix", "out");
+    constexpr idx cols = panel_cols<T>;
+    for (idx j = 0; j < round_up(w.rows(), cols); ++j) {
+        S* panel = out.data() + j / cols * out.panel_stride();
+        const idx column = j % cols;
+        // see core/packed.hpp: the halves of a bf16 panel interleave
+        const idx at = std::is_same_v<S, bf16> ? column % (cols / 2) * 2 + column / (cols / 2) : column;
+        for (idx k = 0; k < w.cols(); ++k) {
+            S& to = panel[k * cols + at];
+            if (j >= w.rows())
+                to = S{};
+            else if constexpr (std::is_same_v<S, bf16> && !std::is_same_v<std::remove_const_t<W>, bf16>)
+                to = to_bf16(w(j, k));
+            else
+                to = w(j, k);
+        }
+    }
 }
 
 } // namespace SLUICE_ISA

@@ -77,6 +77,14 @@ public:
             return xsimd::fma(a.v, b.v, c.v);
     }
 
+    // Keeps a value that many instructions use in a register: g++ would load it again for each of them.
+    friend SLUICE_INLINE pack in_register(pack a) {
+#if defined(__x86_64__) && defined(__GNUC__)
+        asm("" : "+v"(a.v.data));
+#endif
+        return a;
+    }
+
     // a * 2^n, where n is the integer that the low bits of `shifted` hold (see exp); no overflow check.
     friend SLUICE_INLINE pack scale_by_bits(pack a, pack shifted) {
         using integers = xsimd::batch<bits_type, Arch>;
@@ -90,22 +98,49 @@ public:
 #endif
     }
 
+    // Of each float's bits the upper 16, or the lower 16 moved up; the rest zero.
+    friend SLUICE_INLINE pack upper_halves(pack a, bool lower) requires(sizeof(T) == 4) {
+        using integers = xsimd::batch<bits_type, Arch>;
+#if XSIMD_VERSION_MAJOR < 11
+        const auto bits = xsimd::bitwise_cast<integers>(a.v);
+        return xsimd::bitwise_cast<batch>(lower ? bits << 16 : bits & integers(-65536));
+#else
+        const integers bits = xsimd::bitwise_cast<bits_type>(a.v);
+        return batch(xsimd::bitwise_cast<T>(lower ? bits << 16 : bits & integers(-65536)));
+#endif
+    }
+
     SLUICE_INLINE T sum() const {
-        alignas(64) T lanes[batch::size];
-        v.store_aligned(lanes);
-        for (idx half = size / 2; half > 0; half /= 2)
-            for (idx i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-        return lanes[0];
+        return first(fold(
+            *this, [](pack a, pack b) { return a + b; }, lane_indices{}));
     }
     // The largest lane; NaN lanes may or may not be seen.
     SLUICE_INLINE T largest() const {
-        alignas(64) T lanes[batch::size];
-        v.store_aligned(lanes);
-        for (idx half = size / 2; half > 0; half /= 2)
-            for (idx i = 0; i < half; ++i) lanes[i] = std::max(lanes[i], lanes[i + half]);
-        return lanes[0];
+        return first(fold(
+            *this, [](pack a, pack b) { return max(a, b); }, lane_indices{}));
     }
 
+private:
+    using lane_indices = std::make_index_sequence<batch::size>;
+
+    static SLUICE_INLINE T first(pack a) {
+        T lanes[batch::size];
+        a.v.store_unaligned(lanes);
+        return lanes[0];
+    }
+    // Combines the upper half of the lanes with the lower, again and again; the result is in lane 0.
+    template <std::size_t Half = batch::size / 2, class F, std::size_t... I>
+    static SLUICE_INLINE pack fold(pack a, const F& f, std::index_sequence<I...> lanes) {
+        const auto x = a.v.data;
+        const pack upper(batch(__builtin_shufflevector(x, x, ((I + Half) % batch::size)...)));
+        const pack both = f(a, upper);
+        if constexpr (Half > 1)
+            return fold<Half / 2>(both, f, lanes);
+        else
+            return both;
+    }
+
+public:
     batch v;
 };
 
@@ -146,6 +181,7 @@ public:
         return a.v * b.v + c.v;
 #endif
     }
+    friend SLUICE_INLINE pack in_register(pack a) { return a; }
     friend SLUICE_INLINE pack scale_by_bits(pack a, pack shifted) {
         using unsigned_bits = std::make_unsigned_t<bits_type>;
         constexpr int mantissa = std::numeric_limits<T>::digits - 1;

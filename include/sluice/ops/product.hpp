@@ -1,0 +1,180 @@
+// The loops around the micro-kernel: C = act(start + A B), cut into tasks and blocks that fit the caches.
+//
+// A task is a block of rows and a block of columns. For every 256 steps of k it brings B's columns into
+// panels (where they are not packed already), copies the rows of A side by side, and multiplies; the sums
+// wait in C.
+#pragma once
+
+#include "../core/arena.hpp"
+#include "../core/executor.hpp"
+#include "../kernels/activation.hpp"
+#include "../kernels/gemm.hpp"
+
+#include <optional>
+
+namespace sluice {
+inline namespace SLUICE_ISA {
+namespace detail {
+
+// bf16 stays bf16, all else is T: what the panels of a product may hold.
+template <class W>
+using storage_of = std::remove_const_t<typename element_of<W>::type>;
+
+// B(k, n), whose columns are the rows of a matrix (y = x W^T) or which is that matrix itself (`by_rows`).
+template <class T, class S>
+struct product_operand {
+    const S* data;
+    idx stride;  // from row to row; from panel to panel where packed
+    bool panels; // already packed
+    bool by_rows = false;
+
+    template <class W>
+    product_operand(const tensor_view<W>& w) : data(w.data()), panels(is_packed<W>) {
+        if constexpr (is_packed<W>)
+            stride = w.panel_stride();
+        else
+            stride = w.row_stride();
+    }
+};
+
+template <class Arch, class T, class S>
+struct product {
+    const T* a;
+    idx a_row, a_k; // A(i, k) = a[i * a_row + k * a_k]
+    product_operand<T, S> b;
+    tensor_view<T> c;
+    idx k;
+    const T* start = nullptr;
+    idx start_row = 0;
+    std::optional<activation> act{};
+
+    using tile = kernels::gemm_tile<T, Arch>;
+    static constexpr idx cols = tile::cols;
+    static constexpr idx width = 16 * cols;            // columns of a task: 512 KiB of B stay in L2
+    static constexpr idx height = 8 * idx{tile::rows}; // rows of A multiplied before the next are copied
+    static constexpr idx gap = 64 / static_cast<idx>(sizeof(T)); // keeps rows of A apart in the cache's sets
+    static constexpr idx direct_rows = 2 * idx{tile::rows};      // up to here bf16 is widened in registers
+
+    struct block {
+        idx i, rows, j, cols;
+    };
+
+    // Few rows: the time goes into reading B, so a task is one panel read from end to end.
+    bool few_rows() const { return c.rows() <= tile::rows; }
+    // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, others
+    // in pieces that are multiplied while they are in L1.
+    static constexpr idx deep = 256;
+    idx depth() const { return !few_rows() ? deep : b.panels ? 4 * deep : deep / 2; }
+
+    void run(arena& workspace, executor_ref ex) const {
+        const idx m = c.rows(), n = c.cols(), workers = ex.concurrency();
+        const idx wanted = workers == 1 ? 1 : 4 * workers; // so that workers end together
+        const idx panels = ceil_div(n, cols);
+        const idx even_share = ceil_div(panels, m > 4 * tile::rows ? 1 : wanted);
+        const idx task_panels = few_rows() ? 1 : std::clamp<idx>(even_share, 1, width / cols);
+        const idx n_tasks = ceil_div(panels, task_panels);
+        const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile::rows);
+        const idx m_tasks = ceil_div(m, rows);
+        const arena::scope scope(workspace);
+        // fewer rows never take more than many
+        const idx b_size = needs_panels(m) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
+        const idx a_size = few_rows() ? 0 : std::min(height, m) * (deep + gap);
+        T* scratch = workspace.take<T>(workers * (a_size + b_size));
+        ex(n_tasks * m_tasks, [&](idx begin, idx end, idx worker) {
+            T* mine = scratch + worker * (a_size + b_size);
+            for (idx task = begin; task < end; ++task) {
+                const idx i = task % m_tasks * rows, j = task / m_tasks * task_panels * cols;
+                multiply({i, std::min(rows, m - i), j, std::min(task_panels * cols, n - j)}, mine,
+                         mine + a_size);
+            }
+        });
+    }
+
+    // Whether a task of so many rows reads B through panels of T made for it.
+    bool needs_panels(idx rows) const { return !b.panels || (!std::is_same_v<S, T> && rows > direct_rows); }
+
+    void multiply(const block& t, T* a_scratch, T* b_scratch) const {
+        idx k0 = 0;
+        do { // once even for k = 0, which leaves the start
+            const idx n_k = std::min(depth(), k - k0);
+            if (needs_panels(t.rows)) {
+                make_panels(t, k0, n_k, b_scratch);
+                rows_of_a<T>(t, k0, n_k, b_scratch, n_k * cols, a_scratch);
+            } else {
+                rows_of_a<S>(t, k0, n_k, b.data + t.j / cols * b.stride + k0 * cols, b.stride, a_scratch);
+            }
+            k0 += depth();
+        } while (k0 < k);
+        if (act) finish(t);
+    }
+
+    void make_panels(const block& t, idx k0, idx n_k, T* out) const {
+        if (n_k == 0) return;
+        if constexpr (std::is_same_v<S, bf16>) {
+            if (b.panels) {
+                for (idx j = 0; j < t.cols; j += cols, out += n_k * cols)
+                    simd::invoke(Arch{}, kernels::widen_panel{},
+                                 b.data + (t.j + j) / cols * b.stride + k0 * cols, n_k, out);
+                return;
+            }
+        }
+        const S* source = b.by_rows ? b.data + k0 * b.stride + t.j : b.data + t.j * b.stride + k0;
+        simd::invoke(Arch{}, kernels::gemm_pack{}, source, b.stride, !b.by_rows, n_k, t.cols, out);
+    }
+
+    template <class P>
+    void rows_of_a(const block& t, idx k0, idx n_k, const P* panels, idx panel_stride, T* a_scratch) const {
+        for (idx i = t.i; i < t.i + t.rows; i += height) {
+            const idx m = std::min(height, t.i + t.rows - i);
+            kernels::gemm_block_args<T, P> g{.a = a + i * a_row + k0 * a_k,
+                                             .a_row = a_row,
+                                             .a_k = a_k,
+                                             .panels = panels,
+                                             .panel_stride = panel_stride,
+                                             .panel_row = cols,
+                                             .start = nullptr,
+                                             .start_row = 0,
+                                             .c = c.row(i) + t.j,
+                                             .c_row = c.row_stride(),
+                                             .m = m,
+                                             .n = t.cols,
+                                             .k = n_k};
+            if (k0 > 0) {
+                g.start = g.c;
+                g.start_row = g.c_row;
+            } else if (start != nullptr) {
+                g.start = start + i * start_row + t.j;
+                g.start_row = start_row;
+            }
+            if (t.cols > cols) copy_a(g, a_scratch);
+            simd::invoke(Arch{}, kernels::gemm_block{}, g);
+        }
+    }
+
+    // Rows a power of two apart would share cache sets.
+    template <class P>
+    void copy_a(kernels::gemm_block_args<T, P>& g, T* scratch) const {
+        if (g.a_k == 1) {
+            for (idx i = 0; i < g.m; ++i) std::copy_n(g.a + i * g.a_row, g.k, scratch + i * (depth() + gap));
+            g.a_row = depth() + gap;
+        } else {
+            for (idx q = 0; q < g.k; ++q) std::copy_n(g.a + q * g.a_k, g.m, scratch + q * g.m);
+            g.a_k = g.m;
+        }
+        g.a = scratch;
+    }
+
+    void finish(const block& t) const {
+        with_activation(*act, [&](auto which) {
+            for (idx i = t.i; i < t.i + t.rows; ++i) {
+                T* row = c.row(i) + t.j;
+                simd::invoke(Arch{}, kernels::activation_forward<decltype(which)::value>{},
+                             static_cast<const T*>(row), static_cast<const T*>(nullptr), row, t.cols);
+            }
+        });
+    }
+};
+
+} // namespace detail
+} // namespace SLUICE_ISA
+} // namespace sluice
