@@ -15,7 +15,8 @@ if(NOT program)
     message(FATAL_ERROR "train_lm was not found in ${BUILD_DIR}/examples.")
 endif()
 # The program inherits the terminal, so its progress is visible and it can be interrupted.
-execute_process(COMMAND "${program}" ${arguments} RESULT_VARIABLE status)
+# Its checkpoint stays out of the source tree unless an argument says where it goes.
+execute_process(COMMAND "${program}" --checkpoint "${BUILD_DIR}/train_lm.safetensors" ${arguments} RESULT_VARIABLE status)
 if(NOT status EQUAL 0)
     message(FATAL_ERROR "train_lm ended with ${status}.")
 endif()

@@ -243,7 +243,7 @@ int main(int argc, char** argv) {
     app.add_option("--threads", o.threads, "0: all processors; the numbers do not depend on it")
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
-    app.add_option("--checkpoint", o.checkpoint, "where the run is kept")->capture_default_str();
+    app.add_option("--checkpoint", o.checkpoint, "where the run is kept")->capture_default_str()->take_last();
     app.add_flag("--resume", o.resume, "go on from the checkpoint, bit for bit as if never stopped");
     app.add_option("--stop-after", o.stop_after, "steps to do now, of --steps in all; 0: all")
         ->check(CLI::Range(0, 100'000'000));

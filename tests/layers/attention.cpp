@@ -394,3 +394,42 @@ TEST_CASE("a new layer adds nothing, and work is counted") {
     const sluice::attention<float> windowed(with_window(3), p.view);
     CHECK(windowed.flops(4) == 2.0 * 4 * 144 + 4.0 * (1 + 2 + 3 + 3) * 8);
 }
+
+// Weights packed for inference: the same bits as plain ones, and for bf16 those of the floats they stand for.
+TEMPLATE_TEST_CASE("packed weights stream with the bits of plain ones", "", float, sluice::bf16) {
+    using sluice::packed;
+    const attention_config config{.d_model = 40, .n_heads = 4, .n_kv_heads = 2, .head_dim = 10};
+    sluice::owned_params<sluice::attention_params<float>> weights(config);
+    sluice::initialise(weights.view, config, sluice::random_source(3));
+    sluice::fill_normal(weights.view.w_o, 0.2, sluice::random_source(4));
+    if constexpr (std::is_same_v<TestType, sluice::bf16>)
+        sluice::each_param(
+            [](const sluice::param_name&, sluice::role, const auto& t) {
+                for (idx i = 0; i < t.rows(); ++i)
+                    for (idx j = 0; j < t.cols(); ++j) t(i, j) = sluice::to_float(sluice::to_bf16(t(i, j)));
+            },
+            weights.view);
+    using packed_params = sluice::attention_params<packed<TestType>>;
+    sluice::arena count;
+    (void)sluice::pack_params<packed_params>(weights.view, config, count);
+    sluice::arena memory(count.bytes());
+    const auto small = sluice::pack_params<packed_params>(weights.view, config, memory);
+    using packed_attention = sluice::attention<float, packed<TestType>>;
+    STATIC_REQUIRE(sluice::streaming_layer<packed_attention>);
+    STATIC_REQUIRE(!sluice::trainable_layer<packed_attention>);
+    const sluice::attention<float> plain(config, weights.view);
+    const packed_attention layer(config, small);
+    const sluice::limits most{.max_tokens = 64, .max_rows = 30};
+    const sluice::sizes need = layer.bytes(most), need_plain = plain.bytes(most);
+    CHECK(need.tape == 0);
+    sluice::arena state_memory(need.state), workspace(need.workspace), plain_workspace(need_plain.workspace);
+    auto state = layer.bind_state(state_memory, most);
+    sluice::tensor<float> x(30, 40), y(30, 40), all(30, 40);
+    sluice::fill_normal(x.view(), 1, sluice::random_source(5));
+    plain.forward(sluice::batch::one(30), x, all, nullptr, plain_workspace);
+    layer.prefill(sluice::batch::one(29), x.view().row_block(0, 29), y.view().row_block(0, 29), state,
+                  workspace);
+    layer.decode(sluice::batch::one(1, 29), x.view().row_block(29, 1), y.view().row_block(29, 1), state,
+                 workspace);
+    for (idx i = 0; i < y.size(); ++i) REQUIRE(y.data()[i] == all.data()[i]);
+}

@@ -28,6 +28,16 @@ struct sizes {
     std::size_t tape = 0;      // bytes that one forward call pushes for backward
 };
 
+// Whether a layer can be trained as it stands: its weights are stored in the type it computes in. A layer
+// with smaller weights says `trainable = false`.
+template <class L>
+constexpr bool is_trainable = [] {
+    if constexpr (requires { L::trainable; })
+        return static_cast<bool>(L::trainable);
+    else
+        return true;
+}();
+
 // What a layer takes for calls of at most `most.max_rows` rows, found by running its own code on arenas and
 // an executor that only count. A layer whose sizes depend on the data says its own worst case instead.
 template <class L>
@@ -40,7 +50,8 @@ sizes layer_bytes(const L& layer, const limits& most) {
     const batch b = batch::one(most.max_rows);
     const tensor_view<T> x(nullptr, most.max_rows, layer.d_in()), y(nullptr, most.max_rows, layer.d_out());
     layer.forward(b, x, y, nullptr, workspace, ex);
-    if constexpr (requires { layer.backward(b, x, y, x, tape, typename L::grad_type{}, workspace, ex); }) {
+    if constexpr (is_trainable<L> &&
+                  requires { layer.backward(b, x, y, x, tape, typename L::grad_type{}, workspace, ex); }) {
         layer.forward(b, x, y, &tape, workspace, ex);
         result.tape = tape.bytes();
         arena grad_memory;
@@ -81,7 +92,7 @@ concept streaming_layer = layer<L> &&
 };
 
 template <class L>
-concept trainable_layer = layer<L> &&
+concept trainable_layer = layer<L> && is_trainable<L> &&
     requires(const L& l, const batch& b, in<typename L::scalar> x, in<typename L::scalar> dy,
              tensor_view<typename L::scalar> dx, arena& tape, const typename L::grad_type& grad,
              arena& workspace, executor_ref ex) {

@@ -82,6 +82,7 @@ class attention {
 public:
     using scalar = T;
     using arch = Arch;
+    static constexpr bool trainable = std::is_same_v<std::remove_const_t<W>, T>; // weights stored as T
     using config_type = attention_config;
     using params_type = attention_params<W>;
     using grad_type = attention_params<T>;

@@ -117,6 +117,7 @@ class residual {
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
+    static constexpr bool trainable = Layer::trainable;
     using T = scalar;
     using config_type = typename Layer::config_type;
     using params_type = typename Layer::params_type;
@@ -174,6 +175,7 @@ class chain {
 public:
     using scalar = typename first_layer::scalar;
     using arch = typename first_layer::arch;
+    static constexpr bool trainable = (Layers::trainable && ...);
     using T = scalar;
     using config_type = parts<typename Layers::config_type...>;
     using params_type = chain_params<typename Layers::params_type...>;
@@ -270,6 +272,7 @@ class stack {
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
+    static constexpr bool trainable = Layer::trainable;
     using T = scalar;
     using config_type = stack_config<typename Layer::config_type>;
     using params_type = stack_params<typename Layer::params_type>;

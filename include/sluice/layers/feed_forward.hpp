@@ -74,6 +74,7 @@ class feed_forward {
 public:
     using scalar = T;
     using arch = Arch;
+    static constexpr bool trainable = std::is_same_v<std::remove_const_t<W>, T>; // weights stored as T
     using config_type = feed_forward_config;
     using params_type = feed_forward_params<W>;
     using grad_type = feed_forward_params<T>;

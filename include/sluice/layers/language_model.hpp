@@ -52,6 +52,7 @@ class language_model {
 public:
     using scalar = typename Body::scalar;
     using arch = typename Body::arch;
+    static constexpr bool trainable = Body::trainable && std::is_same_v<std::remove_const_t<W>, scalar>;
     using T = scalar;
     using config_type = language_model_config<typename Body::config_type>;
     using params_type =
@@ -155,9 +156,11 @@ public:
         const batch b = batch::one(most.max_rows);
         const tensor_view<T> logits(nullptr, most.max_rows, vocabulary());
         forward(b, logits, workspace, ex);
-        const auto grad = grad_type::bind(grad_memory, config_);
-        loss_and_gradient(b, {}, grad, tape, workspace, ex);
-        result.tape = tape.bytes();
+        if constexpr (trainable) {
+            const auto grad = grad_type::bind(grad_memory, config_);
+            loss_and_gradient(b, {}, grad, tape, workspace, ex);
+            result.tape = tape.bytes();
+        }
         if (most.max_tokens > 0) {
             auto state = bind_state(state_memory, most);
             result.state = state_memory.bytes();

@@ -46,6 +46,7 @@ class linear {
 public:
     using scalar = T;
     using arch = Arch;
+    static constexpr bool trainable = std::is_same_v<std::remove_const_t<W>, T>; // weights stored as T
     using config_type = linear_config;
     using params_type = linear_params<W>;
     using grad_type = linear_params<T>;

@@ -46,6 +46,7 @@ class norm {
 public:
     using scalar = T;
     using arch = Arch;
+    static constexpr bool trainable = true; // vectors are stored as T
     using config_type = norm_config;
     using params_type = norm_params<W>;
     using grad_type = norm_params<T>;

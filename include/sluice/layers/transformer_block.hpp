@@ -84,6 +84,7 @@ class basic_transformer_block {
 public:
     using scalar = typename Mixer::scalar;
     using arch = typename Mixer::arch;
+    static constexpr bool trainable = Mixer::trainable && FeedForward::trainable && Norm::trainable;
     using T = scalar;
     using config_type =
         basic_transformer_block_config<typename Mixer::config_type, typename FeedForward::config_type>;

@@ -9,6 +9,7 @@
 
 #include "../core/arena.hpp"
 #include "../core/executor.hpp"
+#include "../core/params.hpp"
 #include "product.hpp"
 
 namespace sluice {
@@ -121,6 +122,25 @@ void pack_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out) {
                 to = w(j, k);
         }
     }
+}
+
+// A parameter set for inference with its matrices packed (and narrowed, where S is bf16), bound from
+// `memory`; all else is copied. `Packed` is the set of packed<S>:
+// pack_params<attention_params<packed<bf16>>>(weights, config, memory). With a dry arena it only counts.
+template <class Packed, class P, class Config>
+Packed pack_params(const P& params, const Config& config, arena& memory) {
+    Packed out = Packed::bind(memory, config);
+    if (memory.dry()) return out;
+    each_param(
+        []<class To, class From>(const param_name&, role, const tensor_view<To>& to,
+                                 const tensor_view<From>& from) {
+            if constexpr (is_packed<To>)
+                pack_matrix(from, to);
+            else
+                for (idx i = 0; i < to.rows(); ++i) std::copy_n(from.row(i), to.cols(), to.row(i));
+        },
+        out, params);
+    return out;
 }
 
 } // namespace SLUICE_ISA
