@@ -25,6 +25,8 @@
 #include "kernels/activation.hpp"
 #include "kernels/adamw.hpp"
 #include "kernels/attention.hpp"
+#include "kernels/attention_backward.hpp"
+#include "kernels/attention_tile.hpp"
 #include "kernels/elementwise.hpp"
 #include "kernels/gather.hpp"
 #include "kernels/gemm.hpp"

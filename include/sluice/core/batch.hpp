@@ -11,9 +11,8 @@
 namespace sluice {
 
 struct batch {
-    idx n_tokens = 0; // rows in this call
-    std::span<const idx>
-        offsets{}; // n_sequences + 1 row numbers, 0 first, n_tokens last; empty: one sequence
+    idx n_tokens = 0;                 // rows in this call
+    std::span<const idx> offsets{};   // n_sequences + 1 rows, 0 first, n_tokens last; empty: one sequence
     std::span<const idx> positions{}; // n_tokens, absolute; empty: each sequence counts from first_position
     std::span<const token_id> ids{};  // n_tokens; may be empty where no layer reads them
     std::span<const idx> slots{};     // n_sequences: which sequence of the state; empty: 0, 1, 2, ...

@@ -28,7 +28,8 @@ struct input_error : error {
     using error::error;
 };
 
-// Memory or a cache the caller provided is too small. Thrown before anything is written.
+// Memory or a cache the caller provided is too small. A full cache is found before anything is written; a
+// small arena when the call comes to it, and then outputs and states of that call are to be thrown away.
 struct capacity_error : error {
     capacity_error(const std::string& where, idx needed_, idx have_, std::string_view unit)
         : error(where + ": needs " + std::to_string(needed_) + " " + std::string(unit) + ", has " +

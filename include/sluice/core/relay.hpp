@@ -15,8 +15,8 @@ public:
           arena& workspace)
         : n_layers_(n_layers), rows_(rows), width_(width), from_(x), y_(y), tape_(tape) {
         require_shape(x, rows, width, layer, "x");
-        require_shape(y, rows, width, layer,
-                      "y"); // the last layer would see it when the others' states are written
+        // the last layer would find a wrong y only when the others' states are written
+        require_shape(y, rows, width, layer, "y");
         if (tape == nullptr) {
             for (auto& buffer : buffers_)
                 if (n_layers > 1) buffer = workspace.take<T>(rows, width);

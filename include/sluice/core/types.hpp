@@ -34,8 +34,8 @@
 
 namespace sluice {
 
-using idx =
-    std::ptrdiff_t; // sizes, rows, positions: signed, so that differences are safe (POSIX has index())
+// Sizes, rows, positions: signed, so that differences are safe. (POSIX owns the name index.)
+using idx = std::ptrdiff_t;
 using token_id = std::int32_t; // an entry of the vocabulary
 
 // Brain float: the upper half of a float. A storage type; arithmetic is done in float.

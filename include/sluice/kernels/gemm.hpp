@@ -80,8 +80,8 @@ SLUICE_INLINE simd::pack_pair<simd::pack<T, Arch>> load_panel(const S* row, idx 
                 in_register(P::load(row + gemm_tile<T, Arch>::half + offset))};
 }
 
-// Calls f with 0 ... N - 1 as compile-time constants. With loops instead, g++ 12 leaves accumulators in memory for some
-// numbers of rows.
+// Calls f with 0 ... N - 1 as compile-time constants. With loops instead, g++ 12 leaves accumulators in
+// memory for some numbers of rows.
 template <int N, class F>
 SLUICE_INLINE void unrolled(const F& f) {
     [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {

@@ -14,6 +14,7 @@
 #include "../core/batch.hpp"
 #include "../core/executor.hpp"
 #include "../kernels/attention.hpp"
+#include "../kernels/attention_backward.hpp"
 #include "../kernels/elementwise.hpp"
 
 namespace sluice {
@@ -84,7 +85,7 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     const idx group = shape.group(), d = shape.head_dim;
     const idx block = detail::attention_block_tokens(group, b.n_tokens);
-    const idx scratch = kernels::attention_scratch<T, Arch>::forward(block * group, d);
+    const idx scratch = kernels::attention_scratch<T, Arch>(block * group, d);
     const arena::scope scope(workspace);
     T* memory = workspace.take<T>(ex.concurrency() * scratch);
     for (idx s = 0; s < b.n_sequences(); ++s) {
@@ -137,7 +138,7 @@ void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T
     const idx group = shape.group(), d = shape.head_dim;
     const arena::scope scope(workspace);
     const auto delta = workspace.take<T>(b.n_tokens, shape.n_heads);
-    const idx scratch = kernels::attention_scratch<T, Arch>::backward(d);
+    const idx scratch = kernels::attention_backward_scratch<T, Arch>(d);
     T* memory = workspace.take<T>(ex.concurrency() * scratch);
     ex(b.n_tokens, [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)

@@ -1,6 +1,5 @@
-// Matrix products on views: y = act(x W^T + bias or residual), the gated pair act(x W_g^T) * (x W_u^T), and
-// the two products of the backward pass, dx = dy W and dW += dy^T x. W is (out, in), plain or packed, T or
-// bf16.
+// Matrix products on views: y = act(x W^T + bias or residual), and the two products of the backward pass,
+// dx = dy W and dW += dy^T x. W is (out, in), plain or packed, T or bf16.
 //
 // Bits of an element depend on its row of x, its row of W and nothing else: not on the number of rows, the
 // workers, the tile, or whether W is packed. Outputs must not overlap inputs, except that y may be the
@@ -102,7 +101,7 @@ void matmul_dw(in<T> dy, in<T> x, tensor_view<T> dw, arena& workspace, executor_
 }
 
 // Rewrites W (n_out, n_in) as panels; narrows where the packed storage is bf16.
-template <class Arch = simd::native, class S, class W>
+template <class S, class W>
 void pack_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out) {
     using T = compute_type<S>;
     require_shape(out, w.rows(), w.cols(), "pack_matrix", "out");
