@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/toy_params.hpp"
 
 #include <sluice/core/params.hpp>
 
@@ -11,34 +12,10 @@ using sluice::idx;
 using sluice::param_name;
 using sluice::role;
 using sluice::tensor_view;
+using sluice::test::toy_config;
+using sluice::test::toy_params;
 
 namespace {
-
-struct toy_config {
-    idx rows = 3, cols = 5;
-};
-
-// A layer's params as headers write them.
-template <class W>
-struct toy_params {
-    tensor_view<W> w_up;
-    tensor_view<sluice::vector_type<W>> bias;
-    tensor_view<sluice::vector_type<W>> running;
-
-    static toy_params bind(arena& memory, const toy_config& c) {
-        toy_params p;
-        p.w_up = memory.take<W>(c.rows, c.cols);
-        p.bias = memory.take<sluice::vector_type<W>>(1, c.rows);
-        p.running = memory.take<sluice::vector_type<W>>(1, 2);
-        return p;
-    }
-    template <class F, class First, class... Sets>
-    static void each(F& f, const param_name& at, First& first, Sets&... sets) {
-        f(param_name(at, "w_up"), role::matrix, first.w_up, sets.w_up...);
-        f(param_name(at, "bias"), role::vector, first.bias, sets.bias...);
-        f(param_name(at, "running"), role::buffer, first.running, sets.running...);
-    }
-};
 
 // A composite of two.
 template <class W>
