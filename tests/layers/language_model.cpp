@@ -375,3 +375,38 @@ TEST_CASE("names of weights, their number, and work") {
     const model<double, double> m(golden, p.view);
     CHECK(m.flops(3) > 2.0 * 3 * static_cast<double>(2 * (block - 8) + 20));
 }
+
+TEST_CASE("a workspace that is too small leaves the state as it was") {
+    using block = sluice::transformer_block<float>;
+    using model = sluice::language_model<sluice::stack<block>>;
+    const sluice::attention_config heads{.d_model = 8, .n_heads = 2, .n_kv_heads = 1, .head_dim = 4};
+    // a vocabulary so large that the head takes more than all before it
+    const model::config_type config{
+        .embedding = {.vocabulary = 300, .d_model = 8},
+        .body = {.n_layers = 3, .layer = {.attention = heads, .feed_forward = {8, 12}, .norm = {8}}},
+        .norm = {8}};
+    sluice::owned_params<model::params_type> weights(config);
+    sluice::initialise(weights.view, config, sluice::random_source(1));
+    const model net(config, weights.view);
+    const sluice::limits most{.max_tokens = 40, .max_rows = 20};
+    const sluice::sizes need = net.bytes(most);
+    sluice::arena memory(need.state), enough(need.workspace);
+    auto state = net.bind_state(memory, most);
+    const std::vector<sluice::token_id> ids(20, 7);
+    sluice::tensor<float> logits(20, 300);
+    std::size_t refused = 0;
+    for (std::size_t bytes = 0; bytes < need.workspace; bytes += 4096) {
+        sluice::arena small(bytes);
+        try {
+            net.extend(sluice::batch::one(ids), logits, state, small);
+            for (auto& layer : state.layers) CHECK(layer.attention.length(0, 0) == 20);
+            state.truncate(0, 0);
+        } catch (const sluice::capacity_error&) {
+            ++refused;
+            for (auto& layer : state.layers) CHECK(layer.attention.length(0, 0) == 0);
+            for (sluice::idx i = 0; i < logits.size(); ++i) REQUIRE(logits.data()[i] == 0.0F);
+        }
+    }
+    CHECK(refused > 3);
+    CHECK_NOTHROW(net.extend(sluice::batch::one(ids), logits, state, enough));
+}

@@ -28,8 +28,8 @@ struct input_error : error {
     using error::error;
 };
 
-// Memory or a cache the caller provided is too small. A full cache is found before anything is written; a
-// small arena when the call comes to it, and then outputs and states of that call are to be thrown away.
+// Memory or a cache the caller provided is too small. Calls that extend a state find it before they write
+// anything; a tape that is too small is found when forward comes to it.
 struct capacity_error : error {
     capacity_error(const std::string& where, idx needed_, idx have_, std::string_view unit)
         : error(where + ": needs " + std::to_string(needed_) + " " + std::string(unit) + ", has " +

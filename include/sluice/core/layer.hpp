@@ -66,6 +66,15 @@ sizes layer_bytes(const L& layer, const limits& most) {
     return result;
 }
 
+// Runs a call on an executor that does nothing, so that a workspace too small for it throws before a state is
+// written.
+template <class F>
+void rehearse(executor_ref ex, F&& call) {
+    if (ex.dry()) return;
+    dry_run counting{ex.concurrency()};
+    call(executor_ref(counting));
+}
+
 // The state of a layer that needs none.
 struct no_state {
     static no_state bind(arena&, const auto&, const limits&) { return {}; }

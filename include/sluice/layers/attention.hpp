@@ -167,6 +167,7 @@ public:
                 executor_ref ex = {}) const {
         check_call(b, x, y);
         if (!ex.dry()) state.check_room(b);
+        rehearse(ex, [&](executor_ref dry) { extend(b, x, y, state, workspace, dry); });
         const arena::scope scope(workspace);
         const tensors t = take(b.n_tokens, workspace);
         // as many as a batch can name, so that bytes() covers every batch

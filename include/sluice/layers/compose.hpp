@@ -234,6 +234,7 @@ public:
                 executor_ref ex = {}) const {
         check_batch(b, "chain");
         if (!ex.dry()) state.check_room(b);
+        rehearse(ex, [&](executor_ref dry) { extend(b, x, y, state, workspace, dry); });
         const arena::scope scope(workspace);
         relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, nullptr, workspace);
         for_each_layer([&](auto i, const auto& layer) {
@@ -328,6 +329,7 @@ public:
     }
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
+        rehearse(ex, [&](executor_ref dry) { extend(b, x, y, state, workspace, dry); });
         const arena::scope scope(workspace);
         relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, nullptr, workspace);
         for (idx i = 0; i < n_layers(); ++i)

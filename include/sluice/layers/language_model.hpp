@@ -127,6 +127,7 @@ public:
                 executor_ref ex = {}) const {
         const bool all = logits.rows() == b.n_tokens;
         require_shape(logits, all ? b.n_tokens : b.n_sequences(), vocabulary(), "language_model", "logits");
+        rehearse(ex, [&](executor_ref dry) { extend(b, logits, state, workspace, dry); });
         const arena::scope scope(workspace);
         const auto x = workspace.take<T>(b.n_tokens, d_model()), y = workspace.take<T>(b.n_tokens, d_model());
         for (idx s = 0; s < b.n_sequences() && !all; ++s)

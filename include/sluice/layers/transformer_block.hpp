@@ -142,10 +142,12 @@ public:
     }
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
+        rehearse(ex, [&](executor_ref dry) { run(b, x, y, true, &state, nullptr, workspace, dry); });
         run(b, x, y, true, &state, nullptr, workspace, ex);
     }
     void extend_change(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                        executor_ref ex = {}) const {
+        rehearse(ex, [&](executor_ref dry) { run(b, x, y, false, &state, nullptr, workspace, dry); });
         run(b, x, y, false, &state, nullptr, workspace, ex);
     }
     void prefill(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
