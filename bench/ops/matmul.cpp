@@ -20,6 +20,7 @@ struct shape {
 // How the weights of y = x W^T are stored. To add a storage: a struct like this one, and a line at the end.
 struct unpacked_f32 {
     static constexpr const char* name = "unpacked/f32";
+    static constexpr const char *openblas_name = "openblas", *eigen_name = "eigen";
     static constexpr double bytes_of_weight = 4;
     static constexpr double tolerance = 1e-4; // against products in f32
     static constexpr onednn_form peer_form = onednn_form::plain;
@@ -41,6 +42,7 @@ struct packed_storage {
 struct packed_f32 : packed_storage<float> {
     using packed_storage::packed_storage;
     static constexpr const char* name = "packed/f32";
+    static constexpr const char *openblas_name = "openblas", *eigen_name = "eigen";
     static constexpr double bytes_of_weight = 4;
     static constexpr double tolerance = 1e-4;
     static constexpr onednn_form peer_form = onednn_form::packed;
@@ -48,6 +50,7 @@ struct packed_f32 : packed_storage<float> {
 struct packed_bf16 : packed_storage<bf16> {
     using packed_storage::packed_storage;
     static constexpr const char* name = "packed/bf16";
+    static constexpr const char *openblas_name = "openblas_f32", *eigen_name = "eigen_f32"; // they store f32
     static constexpr double bytes_of_weight = 2;
     static constexpr double tolerance = 1e-2; // against products of the weights before they were narrowed
     static constexpr onednn_form peer_form = onednn_form::packed_bf16;
@@ -79,8 +82,8 @@ void forward(const shape& s, when w = when::always) {
                 c.bytes(Storage::bytes_of_weight * static_cast<double>(d.w.size()), traffic::read);
             c.ours([&workspace, multiply, ex = c.executor()] { multiply(workspace, ex); }, d.y);
             const product p{.a = d.x, .b = d.w, .b_transposed = true, .c = d.y_peer};
-            c.against("openblas", openblas(p, c.threads()), d.y_peer, Storage::tolerance);
-            c.against("eigen", eigen(p, c.executor()), d.y_peer, Storage::tolerance);
+            c.against(Storage::openblas_name, openblas(p, c.threads()), d.y_peer, Storage::tolerance);
+            c.against(Storage::eigen_name, eigen(p, c.executor()), d.y_peer, Storage::tolerance);
             c.against("onednn", onednn(p, c.threads(), Storage::peer_form), d.y_peer, 1e-2);
             if (Storage::peer_form == onednn_form::plain)
                 c.against("onednn_packed", onednn(p, c.threads(), onednn_form::packed), d.y_peer,
