@@ -80,16 +80,6 @@ SLUICE_INLINE simd::pack_pair<simd::pack<T, Arch>> load_panel(const S* row, idx 
                 in_register(P::load(row + gemm_tile<T, Arch>::half + offset))};
 }
 
-// Calls f with 0 ... N - 1 as compile-time constants. With loops instead, g++ 12 leaves accumulators in
-// memory for some numbers of rows.
-template <int N, class F>
-SLUICE_INLINE void unrolled(const F& f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-        (f(std::integral_constant<int, I>{}), ...);
-    }
-    (std::make_integer_sequence<int, N>{});
-}
-
 template <class Arch, int Rows, bool Full, class T, class S>
 SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, idx i0,
                               gemm_columns<Arch, T> at, idx offset) {
@@ -99,30 +89,33 @@ SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, id
     const idx c_row = g.c_row, a_k = g.a_k, a_row = g.a_row, steps = g.k, panel_row = g.panel_row;
     if (g.start != nullptr) {
         const T* const start = g.start + i0 * g.start_row;
-        unrolled<Rows>([&](auto i) {
+        simd::unrolled<Rows>([&](auto i) {
             low[i] = at.load(start + i * g.start_row, offset, 0, Full);
             high[i] = at.load(start + i * g.start_row, offset, 1, Full);
         });
     }
     if constexpr (Full) // the tile to the right comes next: its sums should be here by then
-        unrolled<Rows>([&](auto i) {
+        simd::unrolled<Rows>([&](auto i) {
             const T* next = c + i * c_row + at.first + gemm_tile<T, Arch>::cols;
             __builtin_prefetch(next, 1);
             __builtin_prefetch(next + gemm_tile<T, Arch>::half, 1);
         });
+    constexpr idx ahead = 8192 / static_cast<idx>(sizeof(S)); // panels come from far away, one after another
     // one pointer for three rows: more would not fit the registers
     const T* a[(std::size_t{Rows} + 2) / 3];
-    unrolled<(Rows + 2) / 3>([&](auto i) { a[i] = g.a + (i0 + 3 * i) * a_row; });
+    simd::unrolled<(Rows + 2) / 3>([&](auto i) { a[i] = g.a + (i0 + 3 * i) * a_row; });
     for (idx k = 0; k < steps; ++k, panel += panel_row) {
         const auto b = load_panel<Arch, T>(panel, offset);
-        unrolled<Rows>([&](auto i) {
+        __builtin_prefetch(panel + ahead);
+        if constexpr (sizeof(S) == sizeof(T)) __builtin_prefetch(panel + ahead + gemm_tile<T, Arch>::half);
+        simd::unrolled<Rows>([&](auto i) {
             const P x(a[i / 3][i % 3 * a_row]);
             low[i] = fma(x, b.low, low[i]);
             high[i] = fma(x, b.high, high[i]);
         });
-        unrolled<(Rows + 2) / 3>([&](auto i) { a[i] += a_k; });
+        simd::unrolled<(Rows + 2) / 3>([&](auto i) { a[i] += a_k; });
     }
-    unrolled<Rows>([&](auto i) {
+    simd::unrolled<Rows>([&](auto i) {
         at.store(low[i], c + i * c_row, offset, 0, Full);
         at.store(high[i], c + i * c_row, offset, 1, Full);
     });

@@ -8,7 +8,7 @@
 #include "../core/arena.hpp"
 #include "../core/executor.hpp"
 #include "../kernels/activation.hpp"
-#include "../kernels/gemm.hpp"
+#include "../kernels/gemm_few_rows.hpp"
 
 #include <optional>
 
@@ -59,26 +59,29 @@ struct product {
         idx i, rows, j, cols;
     };
 
-    // Few rows: the time goes into reading B, so a task is one panel read from end to end.
+    // The time goes into reading B: a task reads one panel from end to end.
     bool few_rows() const { return c.rows() <= tile::rows; }
-    // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, others
-    // in pieces that are multiplied while they are in L1.
+    // The columns of B, where they are not packed, are then read where they are.
+    bool few_rows_unpacked() const { return few_rows() && !b.panels && !b.by_rows; }
+    // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, those
+    // that are made in pieces that are multiplied while they are in L1.
     static constexpr idx deep = 256;
-    idx depth() const { return !few_rows() ? deep : b.panels ? 4 * deep : deep / 2; }
+    idx depth() const { return !few_rows() || few_rows_unpacked() ? deep : b.panels ? 4 * deep : deep / 2; }
+    idx most_panels() const { return few_rows_unpacked() ? 4 : few_rows() ? 1 : width / cols; }
 
     void run(arena& workspace, executor_ref ex) const {
         const idx m = c.rows(), n = c.cols(), workers = ex.concurrency();
         const idx wanted = workers == 1 ? 1 : 4 * workers; // so that workers end together
         const idx panels = ceil_div(n, cols);
         const idx even_share = ceil_div(panels, m > 4 * tile::rows ? 1 : wanted);
-        const idx task_panels = few_rows() ? 1 : std::clamp<idx>(even_share, 1, width / cols);
+        const idx task_panels = std::clamp<idx>(even_share, 1, most_panels());
         const idx n_tasks = ceil_div(panels, task_panels);
         const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile::rows);
         const idx m_tasks = ceil_div(m, rows);
         const arena::scope scope(workspace);
         // fewer rows never take more than many
         const idx b_size = needs_panels(m) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
-        const idx a_size = few_rows() ? 0 : std::min(height, m) * (deep + gap);
+        const idx a_size = task_panels == 1 ? 0 : std::min(height, m) * (deep + gap);
         T* scratch = workspace.take<T>(workers * (a_size + b_size));
         ex(n_tasks * m_tasks, [&](idx begin, idx end, idx worker) {
             T* mine = scratch + worker * (a_size + b_size);
@@ -91,13 +94,17 @@ struct product {
     }
 
     // Whether a task of so many rows reads B through panels of T made for it.
-    bool needs_panels(idx rows) const { return !b.panels || (!std::is_same_v<S, T> && rows > direct_rows); }
+    bool needs_panels(idx rows) const {
+        return b.panels ? !std::is_same_v<S, T> && rows > direct_rows : !few_rows_unpacked();
+    }
 
     void multiply(const block& t, T* a_scratch, T* b_scratch) const {
         idx k0 = 0;
         do { // once even for k = 0, which leaves the start
             const idx n_k = std::min(depth(), k - k0);
-            if (needs_panels(t.rows)) {
+            if (few_rows_unpacked()) {
+                rows_of_b(t, k0, n_k, a_scratch);
+            } else if (needs_panels(t.rows)) {
                 make_panels(t, k0, n_k, b_scratch);
                 rows_of_a<T>(t, k0, n_k, b_scratch, n_k * cols, a_scratch);
             } else {
@@ -139,29 +146,59 @@ struct product {
                                              .m = m,
                                              .n = t.cols,
                                              .k = n_k};
-            if (k0 > 0) {
-                g.start = g.c;
-                g.start_row = g.c_row;
-            } else if (start != nullptr) {
-                g.start = start + i * start_row + t.j;
-                g.start_row = start_row;
-            }
+            set_start(g, i, t.j, k0);
             if (t.cols > cols) copy_a(g, a_scratch);
             simd::invoke(Arch{}, kernels::gemm_block{}, g);
         }
     }
 
-    // Rows a power of two apart would share cache sets.
+    void rows_of_b(const block& t, idx k0, idx n_k, T* a_scratch) const {
+        kernels::gemm_few_rows_args<T, S> g{.a = a + t.i * a_row + k0,
+                                            .a_row = a_row,
+                                            .b = b.data + t.j * b.stride + k0,
+                                            .b_row = b.stride,
+                                            .start = nullptr,
+                                            .start_row = 0,
+                                            .c = c.row(t.i) + t.j,
+                                            .c_row = c.row_stride(),
+                                            .m = t.rows,
+                                            .n = t.cols,
+                                            .k = n_k};
+        set_start(g, t.i, t.j, k0);
+        if (t.cols > cols) {
+            copy_rows(g, a_scratch);
+            g.a = a_scratch;
+        }
+        simd::invoke(Arch{}, kernels::gemm_few_rows{}, g);
+    }
+
+    // Sums of earlier steps wait in C.
+    template <class Args>
+    void set_start(Args& g, idx i, idx j, idx k0) const {
+        if (k0 > 0) {
+            g.start = g.c;
+            g.start_row = g.c_row;
+        } else if (start != nullptr) {
+            g.start = start + i * start_row + j;
+            g.start_row = start_row;
+        }
+    }
+
     template <class P>
     void copy_a(kernels::gemm_block_args<T, P>& g, T* scratch) const {
         if (g.a_k == 1) {
-            for (idx i = 0; i < g.m; ++i) std::copy_n(g.a + i * g.a_row, g.k, scratch + i * (depth() + gap));
-            g.a_row = depth() + gap;
+            copy_rows(g, scratch);
         } else {
             for (idx q = 0; q < g.k; ++q) std::copy_n(g.a + q * g.a_k, g.m, scratch + q * g.m);
             g.a_k = g.m;
         }
         g.a = scratch;
+    }
+    // Rows a power of two apart would share cache sets.
+    template <class Args>
+    void copy_rows(Args& g, T* scratch) const {
+        for (idx i = 0; i < g.m; ++i) std::copy_n(g.a + i * g.a_row, g.k, scratch + i * (deep + gap));
+        g.a_row = deep + gap;
     }
 
     void finish(const block& t) const {

@@ -211,4 +211,14 @@ SLUICE_INLINE void for_each_pack(idx n_elements, F&& f) {
     if (i < n_elements) f(i, n_elements - i);
 }
 
+// Calls f with 0 ... N - 1 as compile-time constants. With loops instead, g++ 12 leaves accumulators in
+// memory for some numbers of rows.
+template <int N, class F>
+SLUICE_INLINE void unrolled(const F& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+        (f(std::integral_constant<int, I>{}), ...);
+    }
+    (std::make_integer_sequence<int, N>{});
+}
+
 } // namespace sluice::simd
