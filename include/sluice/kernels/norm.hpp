@@ -62,20 +62,20 @@ void norm_rows::operator()(Arch, const norm_rows_args<T>& g) const {
         T* y = g.y + i * g.y_row;
         T m = 0;
         if (g.mean != nullptr) {
-            P total;
-            simd::for_each_pack<P>(g.n, [&](idx j, idx k) { total = total + P::load_partial(x + j, k); });
-            m = total.sum() / static_cast<T>(g.n);
+            m = simd::sum_of_packs<P>(g.n,
+                                      [&](P sum, idx j, idx k) { return sum + P::load_partial(x + j, k); }) /
+                static_cast<T>(g.n);
             g.mean[i] = m;
         }
-        P squares;
-        simd::for_each_pack<P>(g.n, [&](idx j, idx k) {
+        const T squares = simd::sum_of_packs<P>(g.n, [&](P sum, idx j, idx k) {
             P d = P::load_partial(x + j, k) - P(m);
             if (k < P::size && g.mean != nullptr) d = zero_beyond(d, k);
-            squares = fma(d, d, squares);
+            return fma(d, d, sum);
         });
-        const T r = T(1) / std::sqrt(squares.sum() / static_cast<T>(g.n) + g.eps);
+        const T r = T(1) / std::sqrt(squares / static_cast<T>(g.n) + g.eps);
         g.inverse[i] = r;
         simd::for_each_pack<P>(g.n, [&](idx j, idx k) {
+            __builtin_prefetch(x + g.x_row + j); // the next row
             P h = (P::load_partial(x + j, k) - P(m)) * P(r) * P::load_partial(g.scale + j, k);
             if (g.bias != nullptr) h = h + P::load_partial(g.bias + j, k);
             h.store_partial(y + j, k);
@@ -93,16 +93,18 @@ void norm_dx::operator()(Arch, const norm_dx_args<T>& a) const {
         T* dx = a.dx + i * a.dx_row;
         const T r = a.inverse[i];
         const T m = a.mean == nullptr ? T(0) : a.mean[i];
-        P with_h, alone;
-        simd::for_each_pack<P>(a.n, [&](idx j, idx k) {
-            const P g = P::load_partial(dy + j, k) * P::load_partial(a.scale + j, k); // zero beyond k
-            with_h = fma(g, (P::load_partial(x + j, k) - P(m)) * P(r), with_h);
-            alone = alone + g;
+        auto g_at = [&](idx j, idx k) {
+            return P::load_partial(dy + j, k) * P::load_partial(a.scale + j, k);
+        };
+        const T with_h = simd::sum_of_packs<P>(a.n, [&](P sum, idx j, idx k) {
+            return fma(g_at(j, k), (P::load_partial(x + j, k) - P(m)) * P(r), sum); // g is zero beyond k
         });
-        const P mean_gh(with_h.sum() * share);
-        const P mean_g(a.mean == nullptr ? T(0) : alone.sum() * share);
+        const T alone = a.mean == nullptr ? T(0) : simd::sum_of_packs<P>(a.n, [&](P sum, idx j, idx k) {
+            return sum + g_at(j, k);
+        });
+        const P mean_gh(with_h * share), mean_g(alone * share);
         simd::for_each_pack<P>(a.n, [&](idx j, idx k) {
-            const P g = P::load_partial(dy + j, k) * P::load_partial(a.scale + j, k);
+            const P g = g_at(j, k);
             const P h = (P::load_partial(x + j, k) - P(m)) * P(r);
             (P(r) * (g - mean_g - h * mean_gh)).store_partial(dx + j, k);
         });

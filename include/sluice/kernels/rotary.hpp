@@ -80,23 +80,39 @@ void rotate_row::operator()(Arch, T* x, idx n_heads, idx d, const T* cosine, con
     using P = simd::pack<T, Arch>;
     const T direction = backwards ? T(-1) : T(1);
     const idx half = d / 2;
-    for (idx h = 0; h < n_heads; ++h, x += d) {
-        if (pairs == rotary_pairs::half_split) {
-            simd::for_each_pack<P>(half, [&](idx j, idx k) {
-                const P a = P::load_partial(x + j, k), b = P::load_partial(x + half + j, k);
-                const P c = P::load_partial(cosine + j, k);
-                const P s = P(direction) * P::load_partial(sine + j, k);
-                (a * c - b * s).store_partial(x + j, k);
-                (b * c + a * s).store_partial(x + half + j, k);
-            });
-        } else {
-            for (idx i = 0; i < half; ++i) {
-                const T a = x[2 * i], b = x[2 * i + 1], s = direction * sine[i];
-                x[2 * i] = a * cosine[i] - b * s;
-                x[2 * i + 1] = b * cosine[i] + a * s;
+    if (pairs == rotary_pairs::half_split) {
+        // all heads turn by the same angles, which stay in registers
+        simd::for_each_pack<P>(half, [&](idx j, idx k) {
+            const P c = P::load_partial(cosine + j, k), s = P(direction) * P::load_partial(sine + j, k);
+            for (T *low = x + j, *end = low + n_heads * d; low != end; low += d) {
+                const P a = P::load_partial(low, k), b = P::load_partial(low + half, k);
+                (a * c - b * s).store_partial(low, k);
+                (b * c + a * s).store_partial(low + half, k);
+            }
+        });
+        return;
+    }
+    idx whole = 0; // elements of a head that fill registers
+    if constexpr (P::size > 1)
+        for (; whole + P::size <= d; whole += P::size) {
+            T real[std::size_t{P::size}], imaginary[std::size_t{P::size}];
+            for (idx i = 0; i < P::size; ++i) {
+                const idx pair = (whole + i) / 2;
+                real[i] = cosine[pair];
+                imaginary[i] = i % 2 == 0 ? -direction * sine[pair] : direction * sine[pair];
+            }
+            const P c = P::load(real), s = P::load(imaginary);
+            for (T *at = x + whole, *end = at + n_heads * d; at != end; at += d) {
+                const P a = P::load(at);
+                (a * c + swap_neighbours(a) * s).store(at);
             }
         }
-    }
+    for (idx h = 0; h < n_heads; ++h, x += d)
+        for (idx i = whole; i < d; i += 2) {
+            const T a = x[i], b = x[i + 1], c = cosine[i / 2], s = direction * sine[i / 2];
+            x[i] = a * c - b * s;
+            x[i + 1] = b * c + a * s;
+        }
 }
 
 } // namespace sluice::kernels

@@ -37,31 +37,33 @@ template <class Arch, class T>
 SLUICE_INLINE T row_largest(const T* x, idx n) {
     using P = simd::pack<T, Arch>;
     constexpr T lowest = -std::numeric_limits<T>::infinity();
-    P most(lowest), other(lowest);
+    P most[4] = {lowest, lowest, lowest, lowest};
     idx j = 0;
-    for (; j + 2 * P::size <= n; j += 2 * P::size) {
-        most = max(most, P::load(x + j));
-        other = max(other, P::load(x + j + P::size));
-    }
-    most = max(most, other);
-    for (; j + P::size <= n; j += P::size) most = max(most, P::load(x + j));
-    T largest = most.largest();
+    for (; j + 4 * P::size <= n; j += 4 * P::size)
+        simd::unrolled<4>([&](auto c) { most[c] = max(most[c], P::load(x + j + c * P::size)); });
+    for (; j + P::size <= n; j += P::size) most[0] = max(most[0], P::load(x + j));
+    T largest = max(max(most[0], most[1]), max(most[2], most[3])).largest();
     for (; j < n; ++j) largest = std::max(largest, x[j]);
     return largest;
 }
 
-// Sum over j of exp(x[j] - shift), written to y where y is not null.
+// Sum over j of exp(x[j] - shift), written to y where y is not null. What lies `next` behind x is asked for.
 template <class Arch, class T>
-SLUICE_INLINE T row_exp(const T* x, T shift, T* y, idx n) {
+SLUICE_INLINE T row_exp(const T* x, T shift, T* y, idx n, idx next = 0) {
     using P = simd::pack<T, Arch>;
-    P total;
-    simd::for_each_pack<P>(n, [&](idx j, idx k) {
+    auto step = [&](P sum, idx j, idx k) {
         P e = exp_nonpositive(P::load_partial(x + j, k) - P(shift));
         if (k < P::size) e = zero_beyond(e, k);
-        total = total + e;
-        if (y != nullptr) e.store_partial(y + j, k);
+        return std::pair(sum + e, e);
+    };
+    if (y == nullptr)
+        return simd::sum_of_packs<P>(n, [&](P sum, idx j, idx k) { return step(sum, j, k).first; });
+    return simd::sum_of_packs<P>(n, [&](P sum, idx j, idx k) {
+        if (next != 0) __builtin_prefetch(x + next + j);
+        auto [s, e] = step(sum, j, k);
+        e.store_partial(y + j, k);
+        return s;
     });
-    return total.sum();
 }
 
 template <class Arch, class T>
@@ -70,7 +72,7 @@ void softmax_rows::operator()(Arch, const T* x, idx x_row, T* y, idx y_row, idx 
     for (idx i = 0; i < rows; ++i) {
         const T* from = x + i * x_row;
         T* to = y + i * y_row;
-        const P scale(T(1) / row_exp<Arch>(from, row_largest<Arch>(from, n), to, n));
+        const P scale(T(1) / row_exp<Arch>(from, row_largest<Arch>(from, n), to, n, x_row));
         simd::for_each_pack<P>(
             n, [&](idx j, idx k) { (P::load_partial(to + j, k) * scale).store_partial(to + j, k); });
     }
@@ -84,11 +86,9 @@ void softmax_dx::operator()(Arch, const T* y, idx y_row, const T* dy, idx dy_row
         const T* p = y + i * y_row;
         const T* d = dy + i * dy_row;
         T* to = dx + i * dx_row;
-        P total;
-        simd::for_each_pack<P>(n, [&](idx j, idx k) {
-            total = fma(P::load_partial(p + j, k), P::load_partial(d + j, k), total);
-        });
-        const P shift(total.sum());
+        const P shift(simd::sum_of_packs<P>(n, [&](P sum, idx j, idx k) {
+            return fma(P::load_partial(p + j, k), P::load_partial(d + j, k), sum);
+        }));
         simd::for_each_pack<P>(n, [&](idx j, idx k) {
             (P::load_partial(p + j, k) * (P::load_partial(d + j, k) - shift)).store_partial(to + j, k);
         });
@@ -100,7 +100,7 @@ void log_sum_exp_rows::operator()(Arch, const T* x, idx x_row, T* lse, idx rows,
     for (idx i = 0; i < rows; ++i) {
         const T* from = x + i * x_row;
         const T largest = row_largest<Arch>(from, n);
-        lse[i] = largest + std::log(row_exp<Arch, T>(from, largest, nullptr, n));
+        lse[i] = largest + std::log(row_exp<Arch, T>(from, largest, nullptr, n, x_row));
     }
 }
 

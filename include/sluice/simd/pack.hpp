@@ -110,6 +110,9 @@ public:
 #endif
     }
 
+    // Lanes 0 and 1 exchanged, 2 and 3, and so on.
+    friend SLUICE_INLINE pack swap_neighbours(pack a) { return swapped(a, lane_indices{}); }
+
     SLUICE_INLINE T sum() const {
         return first(fold(
             *this, [](pack a, pack b) { return a + b; }, lane_indices{}));
@@ -123,6 +126,10 @@ public:
 private:
     using lane_indices = std::make_index_sequence<batch::size>;
 
+    template <std::size_t... I>
+    static SLUICE_INLINE pack swapped(pack a, std::index_sequence<I...>) {
+        return batch(__builtin_shufflevector(a.v.data, a.v.data, (I ^ 1U)...));
+    }
     static SLUICE_INLINE T first(pack a) {
         T lanes[batch::size];
         a.v.store_unaligned(lanes);
@@ -202,6 +209,16 @@ SLUICE_INLINE pack<T, Arch> zero_beyond(pack<T, Arch> a, idx n) {
     return pack<T, Arch>::load_partial(lanes, n);
 }
 
+// Calls f with 0 ... N - 1 as compile-time constants. With loops instead, g++ 12 leaves accumulators in
+// memory for some numbers of rows.
+template <int N, class F>
+SLUICE_INLINE void unrolled(const F& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+        (f(std::integral_constant<int, I>{}), ...);
+    }
+    (std::make_integer_sequence<int, N>{});
+}
+
 // Calls f(i, n) for every register of n_elements elements: i is the first element, n how many of the lanes
 // are inside. The compiler sees the full registers and the tail as two copies of f.
 template <class P, class F>
@@ -211,14 +228,17 @@ SLUICE_INLINE void for_each_pack(idx n_elements, F&& f) {
     if (i < n_elements) f(i, n_elements - i);
 }
 
-// Calls f with 0 ... N - 1 as compile-time constants. With loops instead, g++ 12 leaves accumulators in
-// memory for some numbers of rows.
-template <int N, class F>
-SLUICE_INLINE void unrolled(const F& f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-        (f(std::integral_constant<int, I>{}), ...);
-    }
-    (std::make_integer_sequence<int, N>{});
+// Sum over all lanes of what `step(sum, i, n)` adds to a register for elements [i, i + n). Four registers
+// take turns, for one would wait for itself; in which order depends on n_elements alone.
+template <class P, class F>
+SLUICE_INLINE typename P::value_type sum_of_packs(idx n_elements, F&& step) {
+    P sums[4];
+    idx i = 0;
+    for (; i + 4 * P::size <= n_elements; i += 4 * P::size)
+        unrolled<4>([&](auto c) { sums[c] = step(sums[c], i + c * P::size, P::size); });
+    for (; i + P::size <= n_elements; i += P::size) sums[0] = step(sums[0], i, P::size);
+    if (i < n_elements) sums[1] = step(sums[1], i, n_elements - i);
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum();
 }
 
 } // namespace sluice::simd
