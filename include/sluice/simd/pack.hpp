@@ -169,8 +169,8 @@ public:
     friend SLUICE_INLINE pack min(pack a, pack b) { return b.v < a.v ? b : a; }
     friend SLUICE_INLINE pack sqrt(pack a) { return std::sqrt(a.v); }
     friend SLUICE_INLINE pack fma(pack a, pack b, pack c) {
-#if defined(FP_FAST_FMAF) && defined(FP_FAST_FMA)
-        return std::fma(a.v, b.v, c.v);
+#if (defined(FP_FAST_FMAF) && defined(FP_FAST_FMA)) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+        return std::fma(a.v, b.v, c.v); // clang has no FP_FAST_FMA, and by itself fuses only if told
 #else
         return a.v * b.v + c.v;
 #endif
