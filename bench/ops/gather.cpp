@@ -50,13 +50,12 @@ void read_rows(const data& d, std::span<const std::int32_t> rows, idx begin, idx
     const idx width = d.y.cols(), ahead = std::max<idx>(1, 4096 / width);
     P sum[4];
     for (idx i = begin; i < end; ++i) {
-        if (i + ahead < end) {
-            const float* next = d.table.row(rows[static_cast<std::size_t>(i + ahead)]);
-            for (idx j = 0; j < width; j += 16) __builtin_prefetch(next + j);
-        }
         const float* row = d.table.row(rows[static_cast<std::size_t>(i)]);
-        for (idx j = 0; j < width; j += P::size)
+        const float* later = d.table.row(rows[static_cast<std::size_t>(std::min(i + ahead, end - 1))]);
+        for (idx j = 0; j < width; j += P::size) {
+            __builtin_prefetch(later + j);
             sum[j / P::size % 4] = sum[j / P::size % 4] + P::load(row + j);
+        }
     }
     benchmark::DoNotOptimize((sum[0] + sum[1] + sum[2] + sum[3]).sum());
 }
@@ -83,7 +82,37 @@ void gather_row(const char* name, idx width) {
     });
 }
 
+// Sums of 8 rows.
+void gather_sum_row(const char* name, idx width) {
+    row(std::string("gather_sum/f32/") + name, [width](contest& c) {
+        auto& d = c.hold<data>(width);
+        const idx n = d.y.rows() / 8;
+        const auto y = d.y.view().row_block(0, n), y_peer = d.y_peer.view().row_block(0, n);
+        c.bytes(4.0 * static_cast<double>(d.y.size()), traffic::read);
+        c.rows(static_cast<double>(d.y.rows()));
+        c.ours(
+            [&d, y, ex = c.executor()] { gather_sum<simd::native, float>(d.table, d.rows(d.calls), y, ex); },
+            y);
+        c.against(
+            "loop",
+            [&d, n, y_peer, ex = c.executor()] {
+                const auto rows = d.rows(d.peer_calls);
+                ex(n, [&](idx begin, idx end, idx) {
+                    for (idx i = begin; i < end; ++i) {
+                        std::fill_n(y_peer.row(i), d.y.cols(), 0.0F);
+                        for (idx r = 8 * i; r < 8 * (i + 1); ++r)
+                            for (idx j = 0; j < d.y.cols(); ++j)
+                                y_peer(i, j) += d.table(rows[static_cast<std::size_t>(r)], j);
+                    }
+                });
+            },
+            y_peer, 0);
+    });
+}
+
 const declare rows([] {
+    gather_sum_row("8_rows_1KB", 256);
+    gather_sum_row("8_rows_8KB", 2048);
     gather_row("row_256B", 64);
     gather_row("row_2KB", 512);
     gather_row("row_8KB", 2048);
