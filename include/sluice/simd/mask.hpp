@@ -8,7 +8,7 @@ namespace sluice::simd {
 // Bit i is lane i.
 template <class P>
 SLUICE_INLINE std::uint32_t lane_bits(typename P::mask m) {
-    using T = typename P::value_type;
+    using T [[maybe_unused]] = typename P::value_type;
     if constexpr (std::is_same_v<typename P::mask, bool>) {
         return m ? 1U : 0U;
     } else {
