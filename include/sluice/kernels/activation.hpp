@@ -70,11 +70,12 @@ template <activation Kind>
 template <class Arch, class T>
 void activation_forward<Kind>::operator()(Arch, const T* x, const T* up, T* y, idx n) const {
     using P = simd::pack<T, Arch>;
-    simd::for_each_pack<P>(n, [&](idx j, idx k) __attribute__((always_inline)) {
-        P a = activate<Kind>(P::load_partial(x + j, k));
-        if (up != nullptr) a = a * P::load_partial(up + j, k);
-        a.store_partial(y + j, k);
-    });
+    simd::for_each_pack<P>(
+        n, [&](idx j, idx k) __attribute__((always_inline)) {
+            P a = activate<Kind>(P::load_partial(x + j, k));
+            if (up != nullptr) a = a * P::load_partial(up + j, k);
+            a.store_partial(y + j, k);
+        });
 }
 
 template <activation Kind>
@@ -82,17 +83,18 @@ template <class Arch, class T>
 void activation_backward<Kind>::operator()(Arch, const T* x, const T* up, const T* dy, T* dx, T* dup,
                                            idx n) const {
     using P = simd::pack<T, Arch>;
-    simd::for_each_pack<P>(n, [&](idx j, idx k) __attribute__((always_inline)) {
-        const P xs = P::load_partial(x + j, k);
-        const P d = P::load_partial(dy + j, k);
-        if (up == nullptr) {
-            (d * activation_slope<Kind>(xs)).store_partial(dx + j, k);
-        } else {
-            const P us = P::load_partial(up + j, k);
-            (d * activate<Kind>(xs)).store_partial(dup + j, k);
-            (d * us * activation_slope<Kind>(xs)).store_partial(dx + j, k);
-        }
-    });
+    simd::for_each_pack<P>(
+        n, [&](idx j, idx k) __attribute__((always_inline)) {
+            const P xs = P::load_partial(x + j, k);
+            const P d = P::load_partial(dy + j, k);
+            if (up == nullptr) {
+                (d * activation_slope<Kind>(xs)).store_partial(dx + j, k);
+            } else {
+                const P us = P::load_partial(up + j, k);
+                (d * activate<Kind>(xs)).store_partial(dup + j, k);
+                (d * us * activation_slope<Kind>(xs)).store_partial(dx + j, k);
+            }
+        });
 }
 
 } // namespace sluice::kernels

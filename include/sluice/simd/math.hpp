@@ -194,8 +194,8 @@ struct normal_tail {
     }
 };
 
-// x Phi(x), the exact form. 5.5 ulp, 0 for results below the smallest normal number; without a fused fma x^2/2
-// ulp more for negative x.
+// x Phi(x), the exact form. 5.5 ulp, 0 for results below the smallest normal number; without a fused fma
+// x^2/2 ulp more for negative x.
 template <class T, class Arch>
 SLUICE_INLINE pack<T, Arch> gelu(pack<T, Arch> x) {
     using P = pack<T, Arch>;

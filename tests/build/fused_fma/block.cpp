@@ -29,7 +29,7 @@ template void chain<pack<double, native>>(const double*, const double*, double*,
 template void chain<pack<float, sluice::simd::scalar>>(const float*, const float*, float*, idx);
 template void chain<pack<double, sluice::simd::scalar>>(const double*, const double*, double*, idx);
 
-template void
-sluice::kernels::gemm_block::operator()(native, const sluice::kernels::gemm_block_args<float>&) const;
-template void
-sluice::kernels::gemm_block::operator()(native, const sluice::kernels::gemm_block_args<double>&) const;
+template void sluice::kernels::gemm_block::operator()(native,
+                                                      const sluice::kernels::gemm_block_args<float>&) const;
+template void sluice::kernels::gemm_block::operator()(native,
+                                                      const sluice::kernels::gemm_block_args<double>&) const;
