@@ -1,8 +1,12 @@
-// y = silu(gate) * up, in the caches (2 MB of all three together) and out of them (256 MB).
+// y = silu(gate) * up, in the caches (2 MB of all three together) and out of them (256 MB); y = gelu(x) in
+// them.
 #include <sluice/core/eigen.hpp>
 #include <sluice/ops/activation.hpp>
 
 #include "../support/contest.hpp"
+
+#include <cmath>
+#include <numbers>
 
 namespace {
 
@@ -40,7 +44,28 @@ void silu_mul_row(const char* size, idx n_rows) {
     });
 }
 
+void gelu_row(const char* size, idx n_rows) {
+    row(std::string("gelu/forward/f32/") + size, [n_rows](contest& c) {
+        auto& d = c.hold<data>(n_rows);
+        c.bytes(8.0 * static_cast<double>(d.y.size()), traffic::copy);
+        c.ours([&d, ex = c.executor()] { activate(activation::gelu, d.gate, {}, d.y.view(), ex); }, d.y);
+        c.against(
+            "std_erf",
+            [&d, ex = c.executor()] {
+                ex(d.y.rows(), [&](idx begin, idx end, idx) {
+                    for (idx i = begin; i < end; ++i)
+                        for (idx j = 0; j < cols; ++j) {
+                            const float x = d.gate(i, j);
+                            d.y_peer(i, j) = 0.5F * x * (1 + std::erf(x * std::numbers::sqrt2_v<float> / 2));
+                        }
+                });
+            },
+            d.y_peer);
+    });
+}
+
 const declare rows([] {
+    gelu_row("2MB", 64);
     silu_mul_row("2MB", 42);
     silu_mul_row("256MB", 5461);
 });

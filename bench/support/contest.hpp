@@ -54,6 +54,7 @@ public:
         traffic_ = kind;
     }
     void tokens(double n) { tokens_ = n; }
+    void rows(double n) { rows_ = n; }
 
     void ours(call f, tensor_view<float> result = {}) { ours_ = {"", {std::move(f)}, result, 0}; }
     // `name` as in the counter vs_<name>. The results are compared where both are given.
@@ -100,6 +101,7 @@ public:
             counters["bandwidth_share"] = bytes_ / stream_bytes * ratio(took[stream], mine);
         }
         if (tokens_ > 0) counters["tokens_per_second"] = tokens_ / median;
+        if (rows_ > 0) counters["ns_per_row"] = 1e9 * median / rows_;
         counters["rounds"] = static_cast<double>(mine.seconds.size());
         if (mine.seconds.size() >= 3) counters["spread"] = mine.spread();
     }
@@ -161,7 +163,7 @@ private:
     double started_ = now();
     thread_pool pool_;
     std::vector<std::shared_ptr<void>> held_;
-    double flops_ = 0, bytes_ = 0, tokens_ = 0;
+    double flops_ = 0, bytes_ = 0, tokens_ = 0, rows_ = 0;
     unit unit_ = unit::f32_fma;
     traffic traffic_ = traffic::read;
     entry ours_;

@@ -72,6 +72,7 @@ private:
         std::printf(" ");
         for (const auto& [name, counter] : run.counters)
             if (name.starts_with("vs_")) std::printf(" %s %.2f", name.c_str(), counter.value);
+        if (run.counters.contains("ns_per_row")) number(run, "ns_per_row", 0, 0), std::printf(" ns/row");
         if (run.counters.contains("overhead")) percent(run, "overhead", 5), std::printf(" overhead");
         std::printf("\n");
     }

@@ -59,6 +59,7 @@
 #include "parallel/thread_pool.hpp"
 #include "simd/arch.hpp"
 #include "simd/convert.hpp"
+#include "simd/mask.hpp"
 #include "simd/math.hpp"
 #include "simd/pack.hpp"
 #include "simd/transpose.hpp"

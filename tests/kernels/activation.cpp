@@ -51,15 +51,13 @@ void check_kind() {
             activation_backward<Kind>{}(Arch{}, x.data(), gate, dy.data(), dx.data(),
                                         gated ? dup.data() : nullptr, n);
             oracle want(1, n), want_dx(1, n), want_dup(1, n);
-            // xsimd's erf is right to 7.5e-15 only in double
-            const double erf_size = Kind == activation::gelu && sizeof(T) == 8 ? 8 : 1;
             for (idx j = 0; j < n; ++j) {
                 const double u = gated ? static_cast<double>(up[j]) : 1, d = static_cast<double>(dy[j]);
                 const expected value = plain_value(Kind, static_cast<double>(x[j]));
                 const expected rise = plain_slope(Kind, static_cast<double>(x[j]));
-                want(0, j) = {value.value * u, value.size * erf_size * std::abs(u)};
-                want_dx(0, j) = {d * u * rise.value, std::abs(d * u) * erf_size * rise.size};
-                want_dup(0, j) = {gated ? d * value.value : 0, std::abs(d) * erf_size * value.size};
+                want(0, j) = {value.value * u, value.size * std::abs(u)};
+                want_dx(0, j) = {d * u * rise.value, std::abs(d * u) * rise.size};
+                want_dup(0, j) = {gated ? d * value.value : 0, std::abs(d) * value.size};
             }
             CAPTURE(n, gated);
             const tolerance few{.nmse = n < 8 ? 1e-6 : 0, .may_be_dull = n < 8 || Kind == activation::relu};
@@ -119,10 +117,13 @@ void check_extremes() {
     CHECK(value_at<Kind, T, Arch>(0) == 0);
     CHECK(std::isnan(value_at<Kind, T, Arch>(nan)));
     CHECK(value_at<Kind, T, Arch>(inf) == inf);
+    CHECK(value_at<Kind, T, Arch>(-inf) == 0);
+    CHECK(slope_at<Kind, T, Arch>(inf) == 1);
+    CHECK(slope_at<Kind, T, Arch>(-inf) == 0);
     for (T far : {T(40), T(100), T(1000), T(1e18)}) {
         CHECK(value_at<Kind, T, Arch>(far) == far);
         CHECK(std::abs(value_at<Kind, T, Arch>(-far)) < T(1e-11));
-        CHECK(slope_at<Kind, T, Arch>(far) == 1);
+        CHECK(std::abs(slope_at<Kind, T, Arch>(far) - 1) <= std::numeric_limits<T>::epsilon());
         CHECK(std::abs(slope_at<Kind, T, Arch>(-far)) < T(1e-11));
     }
 }
@@ -156,7 +157,6 @@ TEMPLATE_TEST_CASE("activation: far arguments and special values", "", float_nat
     CHECK(slope_at<activation::gelu, T, Arch>(0) == T(0.5));
     CHECK(std::isnan(slope_at<activation::silu, T, Arch>(std::numeric_limits<T>::quiet_NaN())));
     CHECK(std::isnan(slope_at<activation::gelu, T, Arch>(std::numeric_limits<T>::quiet_NaN())));
-    CHECK(value_at<activation::relu, T, Arch>(-std::numeric_limits<T>::infinity()) == 0);
 }
 
 TEMPLATE_TEST_CASE("activation: GELU is exact, not the approximation by tanh", "", float_native,

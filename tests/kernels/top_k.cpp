@@ -27,7 +27,7 @@ std::vector<std::int32_t> sorted_indices(const std::vector<T>& x) {
     return order;
 }
 
-enum class kind { normal, ties, with_nan, special };
+enum class kind { normal, ties, with_nan, mostly_nan, special, rising, falling };
 
 template <class T>
 std::vector<T> make_row(idx n, kind k, const sluice::random_source& numbers) {
@@ -44,6 +44,9 @@ std::vector<T> make_row(idx n, kind k, const sluice::random_source& numbers) {
         T v = static_cast<T>(numbers.normal(i));
         if (k == kind::ties) v = static_cast<T>(static_cast<int>(2 * v));
         if (k == kind::with_nan && numbers.split(7).bits(i) % 3 == 0) v = odd[6];
+        if (k == kind::mostly_nan && numbers.split(7).bits(i) % 50 != 0) v = odd[6];
+        if (k == kind::rising) v = static_cast<T>(i / 2);
+        if (k == kind::falling) v = static_cast<T>(-i / 2);
         if (k == kind::special) v = odd[numbers.split(8).bits(i) % 7];
         x.push_back(v);
     }
@@ -57,9 +60,10 @@ TEMPLATE_TEST_CASE("top_k: picks what a stable sort would", "", float_native, fl
     using T = typename TestType::scalar;
     using Arch = typename TestType::arch;
     std::uint64_t seed = 0;
-    for (kind k : {kind::normal, kind::ties, kind::with_nan, kind::special})
-        for (idx n : {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 100, 257, 600})
-            for (idx count : {idx{0}, idx{1}, idx{2}, idx{8}, n / 2, n - 1, n}) {
+    for (kind k : {kind::normal, kind::ties, kind::with_nan, kind::mostly_nan, kind::special, kind::rising,
+                   kind::falling})
+        for (idx n : {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 100, 257, 600, 1000})
+            for (idx count : {idx{0}, idx{1}, idx{2}, idx{8}, idx{9}, idx{31}, idx{32}, n / 2, n - 1, n}) {
                 if (count > n) continue;
                 const std::vector<T> x = make_row<T>(n, k, sluice::random_source(++seed));
                 std::vector<std::int32_t> want = sorted_indices(x),

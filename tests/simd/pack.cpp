@@ -113,7 +113,8 @@ TEMPLATE_TEST_CASE("pack: arithmetic is that of each lane alone", "", float_nati
         const auto x = lanes(a), y = lanes(b);
         const auto sum = lanes(a + b), difference = lanes(a - b), product = lanes(a * b),
                    quotient = lanes(a / b);
-        const auto negative = lanes(-a), root = lanes(sqrt(a * a)), larger = lanes(max(a, b));
+        const auto negative = lanes(-a), root = lanes(sqrt(a * a)), larger = lanes(max(a, b)),
+                   smallest = lanes(min(a, b));
         const auto smaller = lanes_of_mask<P>(a < b), equal = lanes_of_mask<P>(a == b),
                    self = lanes_of_mask<P>(a == a);
         bool good = true;
@@ -122,7 +123,8 @@ TEMPLATE_TEST_CASE("pack: arithmetic is that of each lane alone", "", float_nati
             good = good && sum[i] == x[i] + y[i] && difference[i] == x[i] - y[i] &&
                    product[i] == x[i] * y[i] && quotient[i] == x[i] / y[i] && negative[i] == -x[i] &&
                    root[i] == std::sqrt(T(xx)) && larger[i] == std::max(x[i], y[i]) &&
-                   smaller[i] == T(x[i] < y[i]) && equal[i] == T(x[i] == y[i]) && self[i] == 1;
+                   smallest[i] == std::min(x[i], y[i]) && smaller[i] == T(x[i] < y[i]) &&
+                   equal[i] == T(x[i] == y[i]) && self[i] == 1;
         }
         if (!good) FAIL("key " << key);
     }
@@ -142,6 +144,8 @@ TEMPLATE_TEST_CASE("pack: comparisons, select and max treat NaN as stated", "", 
     CHECK(lanes(max(P(nan), P(T(1))))[0] == 1);
     CHECK(std::isnan(lanes(max(P(T(1)), P(nan)))[0]));
     CHECK(lanes(max(P(-inf), P(T(1))))[0] == 1);
+    const T either = lanes(min(P(nan), P(T(1))))[0];
+    CHECK((std::isnan(either) || either == 1));
     // one lane apart from the others, at every place
     for (idx at = 0; at < P::size; ++at) {
         lanes_of<P> x{};

@@ -3,7 +3,17 @@
 
 #include "tensor_view.hpp"
 
+// g++ 12 warns of uninitialised values inside its own AVX-512 headers, which Eigen may be the first to
+// include.
+#if defined(__GNUC__) && !defined(__clang__)
+#    pragma GCC diagnostic push
+#    pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#    pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <Eigen/Core>
+#if defined(__GNUC__) && !defined(__clang__)
+#    pragma GCC diagnostic pop
+#endif
 
 namespace sluice {
 

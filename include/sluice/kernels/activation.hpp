@@ -5,8 +5,6 @@
 #include "../core/error.hpp"
 #include "../simd/math.hpp"
 
-#include <numbers>
-
 namespace sluice {
 
 enum class activation { silu, gelu, relu };
@@ -35,9 +33,9 @@ template <activation Kind, class P>
 SLUICE_INLINE P activate(P x) {
     using T = typename P::value_type;
     if constexpr (Kind == activation::silu)
-        return x * sigmoid(x);
+        return silu(x);
     else if constexpr (Kind == activation::gelu)
-        return x * fma(P(T(0.5)), erf(x * P(std::numbers::sqrt2_v<T> / 2)), P(T(0.5)));
+        return gelu(x);
     else
         return select(x < P(T(0)), P(T(0)), x); // NaN stays NaN
 }
@@ -46,15 +44,11 @@ SLUICE_INLINE P activate(P x) {
 template <activation Kind, class P>
 SLUICE_INLINE P activation_slope(P x) {
     using T = typename P::value_type;
-    if constexpr (Kind == activation::silu) {
-        const P s = sigmoid(x);
-        return s * fma(x, P(T(1)) - s, P(T(1)));
-    } else if constexpr (Kind == activation::gelu) {
-        const P cdf = fma(P(T(0.5)), erf(x * P(std::numbers::sqrt2_v<T> / 2)), P(T(0.5)));
-        const P density =
-            exp(x * x * P(T(-0.5))) * P(std::numbers::inv_sqrtpi_v<T> / std::numbers::sqrt2_v<T>);
-        return fma(x, density, cdf);
-    } else
+    if constexpr (Kind == activation::silu)
+        return silu_slope(x);
+    else if constexpr (Kind == activation::gelu)
+        return gelu_slope(x);
+    else
         return select(P(T(0)) < x, P(T(1)), P(T(0)));
 }
 
@@ -76,11 +70,12 @@ template <activation Kind>
 template <class Arch, class T>
 void activation_forward<Kind>::operator()(Arch, const T* x, const T* up, T* y, idx n) const {
     using P = simd::pack<T, Arch>;
-    simd::for_each_pack<P>(n, [&](idx j, idx k) {
-        P a = activate<Kind>(P::load_partial(x + j, k));
-        if (up != nullptr) a = a * P::load_partial(up + j, k);
-        a.store_partial(y + j, k);
-    });
+    simd::for_each_pack<P>(
+        n, [&](idx j, idx k) __attribute__((always_inline)) {
+            P a = activate<Kind>(P::load_partial(x + j, k));
+            if (up != nullptr) a = a * P::load_partial(up + j, k);
+            a.store_partial(y + j, k);
+        });
 }
 
 template <activation Kind>
@@ -88,17 +83,18 @@ template <class Arch, class T>
 void activation_backward<Kind>::operator()(Arch, const T* x, const T* up, const T* dy, T* dx, T* dup,
                                            idx n) const {
     using P = simd::pack<T, Arch>;
-    simd::for_each_pack<P>(n, [&](idx j, idx k) {
-        const P xs = P::load_partial(x + j, k);
-        const P d = P::load_partial(dy + j, k);
-        if (up == nullptr) {
-            (d * activation_slope<Kind>(xs)).store_partial(dx + j, k);
-        } else {
-            const P us = P::load_partial(up + j, k);
-            (d * activate<Kind>(xs)).store_partial(dup + j, k);
-            (d * us * activation_slope<Kind>(xs)).store_partial(dx + j, k);
-        }
-    });
+    simd::for_each_pack<P>(
+        n, [&](idx j, idx k) __attribute__((always_inline)) {
+            const P xs = P::load_partial(x + j, k);
+            const P d = P::load_partial(dy + j, k);
+            if (up == nullptr) {
+                (d * activation_slope<Kind>(xs)).store_partial(dx + j, k);
+            } else {
+                const P us = P::load_partial(up + j, k);
+                (d * activate<Kind>(xs)).store_partial(dup + j, k);
+                (d * us * activation_slope<Kind>(xs)).store_partial(dx + j, k);
+            }
+        });
 }
 
 } // namespace sluice::kernels

@@ -1,10 +1,11 @@
-// The k largest of n values, by bisection on a threshold: count the values above it, a register at a time,
-// until exactly k are. Works alike for k of 1 and of thousands.
+// The k largest of n values. Few of many: the k-th largest of 2 k or more maxima of disjoint parts bounds the
+// k-th largest value from below, and leaves few candidates, which are ranked by comparing all pairs. Else by
+// bisection on a threshold: count the values above it, a register at a time, until exactly k are.
 //
 // NaN counts as smaller than every number. Among equal values the lower index wins; -0 equals +0.
 #pragma once
 
-#include "../simd/pack.hpp"
+#include "../simd/mask.hpp"
 
 namespace sluice::kernels {
 
@@ -30,20 +31,27 @@ public:
     static bits middle(bits a, bits b) { return static_cast<bits>((a & b) + ((a ^ b) >> 1)); }
 };
 
-template <class Arch, class T>
-SLUICE_INLINE idx count_above(const T* x, idx n, T threshold) {
+// How many of the n values `test` finds true; it is asked of a register.
+template <class Arch, class T, class Test>
+SLUICE_INLINE idx count(const T* x, idx n, Test&& test) {
     using P = simd::pack<T, Arch>;
-    const P t(threshold), one(T(1)), none(T(0));
+    const P one(T(1)), none(T(0));
     // two sums of ones: exact far beyond any row, and two compares in flight
     P even, odd;
     idx i = 0;
     for (; i + 2 * P::size <= n; i += 2 * P::size) {
-        even = even + select(t < P::load(x + i), one, none);
-        odd = odd + select(t < P::load(x + i + P::size), one, none);
+        even = even + select(test(P::load(x + i)), one, none);
+        odd = odd + select(test(P::load(x + i + P::size)), one, none);
     }
     idx rest = 0;
-    for (; i < n; ++i) rest += threshold < x[i] ? 1 : 0;
+    for (; i < n; ++i) rest += static_cast<idx>(simd::lane_bits<P>(test(P(x[i]))) & 1U);
     return static_cast<idx>((even + odd).sum()) + rest;
+}
+
+template <class Arch, class T>
+SLUICE_INLINE idx count_above(const T* x, idx n, T threshold) {
+    using P = simd::pack<T, Arch>;
+    return count<Arch>(x, n, [t = P(threshold)](P v) { return t < v; });
 }
 
 // Largest and smallest of the numbers among n values; infinities crossed over where all are NaN.
@@ -65,21 +73,17 @@ SLUICE_INLINE void extent(const T* x, idx n, T& smallest, T& largest) {
     }
 }
 
-// The k-th largest value, or a value with exactly k above it (`exact`). `numbers` of the n values are not NaN
-// and k <= numbers.
+// The k-th largest value, or a value with exactly k above it. k of the n values are between the limits, which
+// are not NaN.
 template <class Arch, class T>
-T kth_largest(const T* x, idx n, idx k, T smallest, T largest, bool& exact) {
+T kth_largest(const T* x, idx n, idx k, T smallest, T largest) {
     using order = ordered_bits<T>;
     auto low = order::from(smallest),
          high = order::from(largest); // at least k are >= low; fewer than k are > high
-    exact = false;
     while (low < high) {
         const auto middle = order::middle(low, high);
         const idx above = count_above<Arch>(x, n, order::value(middle));
-        if (above == k) {
-            exact = true;
-            return order::value(middle);
-        }
+        if (above == k) return order::value(middle);
         if (above > k)
             low = middle + 1;
         else
@@ -88,28 +92,115 @@ T kth_largest(const T* x, idx n, idx k, T smallest, T largest, bool& exact) {
     return order::value(low);
 }
 
+// Writes the indices of what is above t, and of the first `ties` that equal it, in order; returns how many,
+// or, where there is no room for all, a number above `room`.
+template <class Arch, class T>
+SLUICE_INLINE idx collect(const T* x, idx n, T t, idx ties, idx room, std::int32_t* indices) {
+    using P = simd::pack<T, Arch>;
+    idx found = 0;
+    auto add = [&](std::uint32_t above, std::uint32_t equal, idx i) __attribute__((always_inline)) {
+        const idx n_equal = std::popcount(equal);
+        for (idx surplus = n_equal - ties; surplus > 0; --surplus) equal ^= std::bit_floor(equal);
+        ties -= std::min(ties, n_equal);
+        const std::uint32_t bits = above | equal;
+        if (found + std::popcount(bits) > room) return false;
+        found += simd::store_set_bits<Arch>(bits, static_cast<std::int32_t>(i), indices + found);
+        return true;
+    };
+    idx i = 0;
+    for (const P threshold(t); i + P::size <= n; i += P::size) {
+        const P v = P::load(x + i);
+        if (!add(simd::lane_bits<P>(threshold < v), simd::lane_bits<P>(v == threshold), i)) return room + 1;
+    }
+    for (; i < n; ++i)
+        if (!add(t < x[i] ? 1U : 0U, t == x[i] ? 1U : 0U, i)) return room + 1;
+    return found;
+}
+
+// ranks[i] = how many of the n_registers * P::size values come before value i: the larger, and of equal ones
+// those with a lower index.
+template <class P, class T = typename P::value_type>
+SLUICE_INLINE void rank(const T* values, idx n_values, idx n_registers, T* ranks) {
+    T lanes[static_cast<std::size_t>(P::size)];
+    for (idx i = 0; i < P::size; ++i) lanes[i] = static_cast<T>(i);
+    const P one(T(1)), none(T(0)), lane = P::load(lanes);
+    for (idx b = 0; b < n_registers; ++b) {
+        const P v = P::load(values + b * P::size), place = lane + P(static_cast<T>(b * P::size));
+        P larger, equal; // two sums: half the latency
+        for (idx j = 0; j < n_values; ++j) {
+            const P other(values[j]);
+            larger = larger + select(v < other, one, none);
+            equal = equal + select(v == other, select(P(static_cast<T>(j)) < place, one, none), none);
+        }
+        (larger + equal).store(ranks + b * P::size);
+    }
+}
+
+constexpr idx most_ranked = 64;
+
+// For k <= Parts / 2 and rows much longer than Parts. False where there are more candidates than can be
+// ranked, or fewer than k: equal values, NaN.
+template <idx Parts, class Arch, class T>
+SLUICE_INLINE bool top_few(const T* x, idx n, idx k, bool sorted, std::int32_t* indices) {
+    using P = simd::pack<T, Arch>;
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    constexpr idx registers = std::max<idx>(Parts / P::size, 1), chains = std::max<idx>(registers, 4);
+    P largest[static_cast<std::size_t>(chains)];
+    for (P& p : largest) p = P(-infinity);
+    idx i = 0;
+    for (; i + chains * P::size <= n; i += chains * P::size)
+#pragma GCC unroll 8
+        for (idx c = 0; c < chains; ++c) {
+            const P v = P::load(x + i + c * P::size);
+            largest[c] = select(largest[c] < v, v, largest[c]); // never NaN
+        }
+    for (idx some = chains / 2; some >= registers; some /= 2)
+        for (idx c = 0; c < some; ++c) largest[c] = max(largest[c], largest[c + some]);
+    T maxima[static_cast<std::size_t>(registers * P::size)], ranks[static_cast<std::size_t>(most_ranked)];
+    for (idx c = 0; c < registers; ++c) largest[c].store(maxima + c * P::size);
+    rank<P>(maxima, registers * P::size, registers, ranks);
+    T threshold = -infinity;
+    for (idx c = 0; c < registers * P::size; ++c)
+        threshold = ranks[c] == static_cast<T>(k - 1) ? maxima[c] : threshold;
+
+    std::int32_t candidates[static_cast<std::size_t>(most_ranked)];
+    const idx found = collect<Arch>(x, n, threshold, n, most_ranked, candidates);
+    if (found < k || found > most_ranked) return false;
+    T values[static_cast<std::size_t>(most_ranked)];
+    const idx used = (found + P::size - 1) / P::size;
+    for (idx c = 0; c < found; ++c) values[c] = x[candidates[c]];
+    for (idx c = found; c < used * P::size; ++c) values[c] = -infinity;
+    rank<P>(values, found, used, ranks);
+    // branch-free: all are placed, or overwritten by the next
+    std::int32_t placed[static_cast<std::size_t>(most_ranked) + 1];
+    idx kept = 0;
+    for (idx c = 0; c < found; ++c) {
+        const idx place = static_cast<idx>(ranks[c]);
+        placed[sorted ? place : kept] = candidates[c];
+        kept += place < k ? 1 : 0;
+    }
+    std::copy_n(placed, k, indices);
+    return true;
+}
+
 template <class Arch, class T>
 void top_k::operator()(Arch, const T* x, idx n, idx k, bool sorted, std::int32_t* indices) const {
     if (k <= 0) return;
+    if (k <= 8 && n >= 64 && top_few<16, Arch>(x, n, k, sorted, indices)) return;
+    if (k <= 32 && n >= 256 && top_few<64, Arch>(x, n, k, sorted, indices)) return;
+    constexpr T infinity = std::numeric_limits<T>::infinity();
     T smallest, largest;
     extent<Arch>(x, n, smallest, largest);
-    idx found = 0, spare = k;
-    auto take = [&](auto&& wanted) { // branch-free: the slot is overwritten until something stays
-        for (idx i = 0; i < n && found < spare; ++i) {
-            indices[found] = static_cast<std::int32_t>(i);
-            found += wanted(x[i]) ? 1 : 0;
-        }
-    };
-    const idx numbers = count_above<Arch>(x, n, -std::numeric_limits<T>::infinity()) +
-                        std::count(x, x + n, -std::numeric_limits<T>::infinity());
+    const idx numbers = count<Arch>(x, n, [](simd::pack<T, Arch> v) { return v == v; });
     if (numbers <= k) {
-        take([](T v) { return v == v; });
-        take([](T v) { return v != v; });
+        idx found = collect<Arch>(x, n, -infinity, n, k, indices);
+        for (idx i = 0; i < n && found < k; ++i) {
+            indices[found] = static_cast<std::int32_t>(i);
+            found += x[i] != x[i] ? 1 : 0;
+        }
     } else {
-        bool exact;
-        const T t = kth_largest<Arch>(x, n, k, smallest, largest, exact);
-        take([t](T v) { return t < v; });
-        if (!exact) take([t](T v) { return v == t; });
+        const T t = kth_largest<Arch>(x, n, k, smallest, largest);
+        collect<Arch>(x, n, t, k - count_above<Arch>(x, n, t), k, indices);
     }
     auto before = [x](std::int32_t a, std::int32_t b) {
         const T u = x[a], v = x[b];
@@ -118,7 +209,7 @@ void top_k::operator()(Arch, const T* x, idx n, idx k, bool sorted, std::int32_t
     };
     if (sorted)
         std::sort(indices, indices + k, before);
-    else
+    else if (numbers < k)
         std::sort(indices, indices + k);
 }
 

@@ -55,14 +55,9 @@ public:
     friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return xsimd::select(m, a.v, b.v); }
     // The larger; the second where either is NaN.
     friend SLUICE_INLINE pack max(pack a, pack b) { return select(b.v < a.v, a, b); }
+    // The smaller; either where one is NaN.
+    friend SLUICE_INLINE pack min(pack a, pack b) { return xsimd::min(a.v, b.v); }
     friend SLUICE_INLINE pack sqrt(pack a) { return xsimd::sqrt(a.v); }
-    // Beyond 32 both are 1. xsimd converts to integers inside, which is undefined for NaN and infinity.
-    friend SLUICE_INLINE pack tanh(pack a) { return select(a == a, xsimd::tanh(within_32(a).v), a); }
-    friend SLUICE_INLINE pack erf(pack a) { return select(a == a, xsimd::erf(within_32(a).v), a); }
-    static SLUICE_INLINE pack within_32(pack a) {
-        const pack above = select(pack(T(-32)) < a, a, pack(T(-32))); // NaN too
-        return select(above < pack(T(32)), above, pack(T(32)));
-    }
 
     // a * b + c
     friend SLUICE_INLINE pack fma(pack a, pack b, pack c) {
@@ -178,12 +173,11 @@ public:
     friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
     friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return m ? a : b; }
     friend SLUICE_INLINE pack max(pack a, pack b) { return b.v < a.v ? a : b; }
+    friend SLUICE_INLINE pack min(pack a, pack b) { return b.v < a.v ? b : a; }
     friend SLUICE_INLINE pack sqrt(pack a) { return std::sqrt(a.v); }
-    friend SLUICE_INLINE pack tanh(pack a) { return std::tanh(a.v); }
-    friend SLUICE_INLINE pack erf(pack a) { return std::erf(a.v); }
     friend SLUICE_INLINE pack fma(pack a, pack b, pack c) {
-#if defined(FP_FAST_FMAF) && defined(FP_FAST_FMA)
-        return std::fma(a.v, b.v, c.v);
+#if (defined(FP_FAST_FMAF) && defined(FP_FAST_FMA)) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+        return std::fma(a.v, b.v, c.v); // clang has no FP_FAST_FMA, and by itself fuses only if told
 #else
         return a.v * b.v + c.v;
 #endif
