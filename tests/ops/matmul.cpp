@@ -5,6 +5,7 @@
 #include "support/executors.hpp"
 #include "support/random_data.hpp"
 
+#include <sluice/ops/activation.hpp>
 #include <sluice/ops/matmul.hpp>
 
 #include <cmath>
@@ -352,6 +353,40 @@ TEMPLATE_TEST_CASE("matmul: a dry run tells the workspace exactly", "", float_na
                  [&](arena& a, executor_ref ex) { matmul_dx<Arch>(o.dy, o.w, o.dx.view(), false, a, ex); });
             real(dry([&](arena& a, executor_ref ex) { matmul_dw<Arch>(y, x, w, a, ex); }),
                  [&](arena& a, executor_ref ex) { matmul_dw<Arch>(o.dy, o.x, o.dw.view(), a, ex); });
+        }
+}
+
+TEMPLATE_TEST_CASE("matmul: a gated pair is two products and an activation, bit for bit", "", float_native,
+                   double_scalar) {
+    using T = typename TestType::scalar;
+    using Arch = typename TestType::arch;
+    for (shape s : shapes)
+        for (idx workers : {1, 3}) {
+            padded<T> x(s.m, s.k), wg(s.n, s.k), wu(s.n, s.k), bias(1, s.n), gate(s.m, s.n), up(s.m, s.n),
+                y(s.m, s.n), want_gate(s.m, s.n), want_up(s.m, s.n), want(s.m, s.n);
+            fill_uniform(x.view(), 1);
+            fill_uniform(wg.view(), 2);
+            fill_uniform(wu.view(), 3);
+            fill_uniform(bias.view(), 4);
+            arena ws(std::size_t{1} << 22);
+            matmul<Arch>(x.view(), wg.view(), want_gate.view(), {.bias = bias.view()}, ws, {});
+            matmul<Arch>(x.view(), wu.view(), want_up.view(), {}, ws, {});
+            sluice::activate<Arch, T>(sluice::activation::gelu, want_gate.view(), want_up.view(), want.view(),
+                                      {});
+            const sluice::gated_weights<T> w{.gate = wg.view(),
+                                             .up = wu.view(),
+                                             .gate_bias = bias.view(),
+                                             .up_bias = {},
+                                             .act = sluice::activation::gelu};
+            reverse_in_parts parts{workers};
+            sluice::matmul_gated<Arch, T>(x.view(), w, gate.view(), up.view(), y.view(), ws, parts);
+            CAPTURE(s.m, s.n, s.k, workers);
+            CHECK(different_bits(y.view(), want.view()) == "");
+            CHECK(different_bits(gate.view(), want_gate.view()) == "");
+            CHECK(different_bits(up.view(), want_up.view()) == "");
+            // in place of a factor
+            sluice::matmul_gated<Arch, T>(x.view(), w, gate.view(), up.view(), up.view(), ws, parts);
+            CHECK(different_bits(up.view(), want.view()) == "");
         }
 }
 

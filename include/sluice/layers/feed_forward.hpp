@@ -106,10 +106,18 @@ public:
         require_shape(y, b.n_tokens, config_.d_model, "feed_forward", "y");
         const arena::scope scope(workspace);
         const auto [gate, up] = inner(b.n_tokens, tape == nullptr ? workspace : *tape);
-        if (config_.gated()) matmul<Arch>(x, params_.w_gate, gate, {.bias = params_.b_gate}, workspace, ex);
-        matmul<Arch>(x, params_.w_up, up, {.bias = params_.b_up}, workspace, ex);
         const auto hidden = tape == nullptr ? up : workspace.take<T>(b.n_tokens, config_.d_ff);
-        activate_inner(gate, up, hidden, ex);
+        if (config_.gated()) {
+            const gated_weights<W> w{.gate = params_.w_gate,
+                                     .up = params_.w_up,
+                                     .gate_bias = params_.b_gate,
+                                     .up_bias = params_.b_up,
+                                     .act = config_.act()};
+            matmul_gated<Arch>(x, w, gate, up, hidden, workspace, ex);
+        } else {
+            matmul<Arch>(x, params_.w_up, up, {.bias = params_.b_up}, workspace, ex);
+            activate<Arch>(config_.act(), up, {}, hidden, ex);
+        }
         matmul<Arch>(hidden, params_.w_down, y, {.bias = params_.b_down}, workspace, ex);
     }
 

@@ -37,10 +37,9 @@ void check_matmul(in<T> x, idx w_rows, idx w_cols, const tensor_view<T>& y, cons
 }
 
 template <class Arch, class T, class W>
-void run_matmul(in<T> x, const tensor_view<W>& w, tensor_view<T> y, const matmul_options<T>& o,
-                arena& workspace, executor_ref ex) {
+product<Arch, T, storage_of<W>> make_product(in<T> x, const tensor_view<W>& w, tensor_view<T> y,
+                                             const matmul_options<T>& o) {
     check_matmul(x, w.rows(), w.cols(), y, o);
-    if (y.empty()) return;
     product<Arch, T, storage_of<W>> p{
         .a = x.data(), .a_row = x.row_stride(), .a_k = 1, .b = w, .c = y, .k = x.cols()};
     if (o.bias.cols() > 0) p.start = o.bias.data();
@@ -49,7 +48,14 @@ void run_matmul(in<T> x, const tensor_view<W>& w, tensor_view<T> y, const matmul
         p.start_row = o.residual.row_stride();
     }
     p.act = o.act;
-    p.run(workspace, ex);
+    return p;
+}
+
+template <class Arch, class T, class W>
+void run_matmul(in<T> x, const tensor_view<W>& w, tensor_view<T> y, const matmul_options<T>& o,
+                arena& workspace, executor_ref ex) {
+    const auto p = make_product<Arch>(x, w, y, o);
+    if (!y.empty()) p.run(workspace, ex);
 }
 
 } // namespace detail
@@ -68,6 +74,29 @@ requires(!std::is_same_v<std::remove_const_t<W>, T>) void matmul(in<T> x, const 
                                                                  const matmul_options<T>& options,
                                                                  arena& workspace, executor_ref ex) {
     detail::run_matmul<Arch, T>(x, w, y, options, workspace, ex);
+}
+
+// Two products of the same x, one gating the other (Shazeer, "GLU variants improve transformer", 2020):
+// y = act(gate) * up with gate = x Wg^T + bg and up = x Wu^T + bu, all (m, n_out), in one pass over x. y may
+// be gate or up; biases may be empty.
+template <class W>
+struct gated_weights {
+    tensor_view<W> gate, up;
+    in<compute_type<std::remove_const_t<W>>> gate_bias{}, up_bias{};
+    activation act = activation::silu;
+};
+template <class Arch = simd::native, class T, class W>
+void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tensor_view<T> up,
+                  tensor_view<T> y, arena& workspace, executor_ref ex) {
+    require_shape(gate, y.rows(), y.cols(), "matmul_gated", "gate");
+    require_shape(up, y.rows(), y.cols(), "matmul_gated", "up");
+    const auto first = detail::make_product<Arch>(x, w.gate, gate, {.bias = w.gate_bias});
+    const auto second = detail::make_product<Arch>(x, w.up, up, {.bias = w.up_bias});
+    if (y.empty()) return;
+    first.run(workspace, ex, [&](const auto& block, T* a_scratch, T* b_scratch) {
+        second.multiply(block, a_scratch, b_scratch);
+        first.activate(block, w.act, up, y);
+    });
 }
 
 // dx (m, n_in) = dy (m, n_out) W; with `accumulate`, dx += dy W.

@@ -70,6 +70,11 @@ struct product {
     idx most_panels() const { return few_rows_unpacked() ? 4 : few_rows() ? 1 : width / cols; }
 
     void run(arena& workspace, executor_ref ex) const {
+        run(workspace, ex, [](const block&, T*, T*) {});
+    }
+    // `then` follows each block of the result while it is in the caches, with the worker's scratch.
+    template <class F>
+    void run(arena& workspace, executor_ref ex, const F& then) const {
         const idx m = c.rows(), n = c.cols(), workers = ex.concurrency();
         const idx wanted = workers == 1 ? 1 : 4 * workers; // so that workers end together
         const idx panels = ceil_div(n, cols);
@@ -81,14 +86,15 @@ struct product {
         const arena::scope scope(workspace);
         // fewer rows never take more than many
         const idx b_size = needs_panels(m) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
-        const idx a_size = task_panels == 1 ? 0 : std::min(height, m) * (deep + gap);
+        const idx a_size = panels == 1 ? 0 : std::min(height, m) * (deep + gap);
         T* scratch = workspace.take<T>(workers * (a_size + b_size));
         ex(n_tasks * m_tasks, [&](idx begin, idx end, idx worker) {
             T* mine = scratch + worker * (a_size + b_size);
             for (idx task = begin; task < end; ++task) {
                 const idx i = task % m_tasks * rows, j = task / m_tasks * task_panels * cols;
-                multiply({i, std::min(rows, m - i), j, std::min(task_panels * cols, n - j)}, mine,
-                         mine + a_size);
+                const block t{i, std::min(rows, m - i), j, std::min(task_panels * cols, n - j)};
+                multiply(t, mine, mine + a_size);
+                then(t, mine, mine + a_size);
             }
         });
     }
@@ -112,7 +118,7 @@ struct product {
             }
             k0 += depth();
         } while (k0 < k);
-        if (act) finish(t);
+        if (act) activate(t, *act, {}, c);
     }
 
     void make_panels(const block& t, idx k0, idx n_k, T* out) const {
@@ -201,13 +207,14 @@ struct product {
         g.a_row = deep + gap;
     }
 
-    void finish(const block& t) const {
-        with_activation(*act, [&](auto which) {
-            for (idx i = t.i; i < t.i + t.rows; ++i) {
-                T* row = c.row(i) + t.j;
+    // y = act(C), or act(C) * up where there is one.
+    void activate(const block& t, activation kind, in<T> up, const tensor_view<T>& y) const {
+        with_activation(kind, [&](auto which) {
+            for (idx i = t.i; i < t.i + t.rows; ++i)
                 simd::invoke(Arch{}, kernels::activation_forward<decltype(which)::value>{},
-                             static_cast<const T*>(row), static_cast<const T*>(nullptr), row, t.cols);
-            }
+                             static_cast<const T*>(c.row(i) + t.j),
+                             up.empty() ? static_cast<const T*>(nullptr) : up.row(i) + t.j, y.row(i) + t.j,
+                             t.cols);
         });
     }
 };
