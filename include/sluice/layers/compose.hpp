@@ -79,11 +79,9 @@ struct stack_params {
     template <class Config>
     static stack_params bind(arena& a, const stack_config<Config>& c) {
         require(c.n_layers >= 0, "stack", "n_layers must not be negative");
-        P* at = a.take<P>(c.n_layers);
-        for (idx i = 0; i < c.n_layers; ++i) {
-            P one = P::bind(a, c.layer);
-            if (at != nullptr) at[i] = one;
-        }
+        P* at = a.take_views<P>(c.n_layers);
+        if (at == nullptr) a.count(c.n_layers, [&] { (void)P::bind(a, c.layer); });
+        for (idx i = 0; at != nullptr && i < c.n_layers; ++i) at[i] = P::bind(a, c.layer);
         return {{at, at == nullptr ? 0 : static_cast<std::size_t>(c.n_layers)}};
     }
     template <class F, class First, class... Sets>
