@@ -83,6 +83,9 @@ struct attention_rows {
         std::fill_n(totals, n * P::size, T(0));
     }
 
+    // So few that memory is slower than they are.
+    bool few() const { return n <= 16; }
+
     // Scores of rows [i, i + m) for `keys` of the tile; beside them, up to whole registers, anything.
     void scores(idx i, idx m, key_range keys, const T* k) const {
         const idx columns = round_up(keys.hi - keys.lo, P::size),
@@ -96,7 +99,8 @@ struct attention_rows {
                                               .m = m,
                                               .n = columns,
                                               .k = head_dim,
-                                              .add = false});
+                                              .add = false,
+                                              .ask = i == 0 && few() ? columns : 0});
     }
 
     // Takes row i's scores of the keys it sees into its maximum and rescales what was summed before. Scores
@@ -167,7 +171,8 @@ struct attention_rows {
                                               .m = m,
                                               .n = width,
                                               .k = keys.hi - keys.lo,
-                                              .add = true});
+                                              .add = true,
+                                              .ask = i == 0 && few() ? width : 0});
     }
 };
 

@@ -12,13 +12,8 @@ namespace sluice::kernels {
 template <class T, class Arch>
 constexpr int product_rows = gemm_tile<T, Arch>::rows;
 
-// Few rows wait for B, which then comes from memory: they read more columns at a time, so that enough sums
-// are under way, and ask for B ahead, beyond the page where the hardware stops. Measured for decode: 14 %
-// faster from memory, 10 % slower from L3; 12 rows ahead gain less.
-template <class T, class Arch>
-constexpr bool few_rows(idx rows) {
-    return 2 * rows <= product_rows<T, Arch>;
-}
+// Where B comes from memory it is asked for so far ahead, beyond the page where the hardware stops. Measured
+// for decode: 14 % faster from memory, 10 % slower from L3; 12 rows gain less.
 constexpr idx rows_ahead = 20;
 
 // c (+)= a B: a is m x k, B k x n with n whole registers, m up to product_rows.
@@ -32,6 +27,7 @@ struct row_product_args {
     idx c_row;
     idx m, n, k;
     bool add;
+    idx ask = 0; // elements of B's coming rows to ask for: n where B comes from memory
 };
 
 template <class Arch, int Rows, int Registers, class T>
@@ -39,6 +35,7 @@ SLUICE_INLINE void row_product_at(const row_product_args<T>& g, idx column) {
     using P = simd::pack<T, Arch>;
     constexpr int pointers = (Rows + 2) / 3; // one for three rows: more would not fit the registers
     const idx steps = g.k, a_row = g.a_row, b_row = g.b_row, c_row = g.c_row;
+    const idx ask = column == 0 ? g.ask : 0; // whole rows, in the first pass
     const T* b = g.b + column;
     T* const c = g.c + column;
     P sum[std::size_t{Rows}][std::size_t{Registers}];
@@ -50,10 +47,9 @@ SLUICE_INLINE void row_product_at(const row_product_args<T>& g, idx column) {
     unrolled<pointers>([&](auto i) { a[i] = g.a + 3 * i * a_row; });
     for (idx k = 0; k < steps; ++k, b += b_row) {
         P right[std::size_t{Registers}];
-        unrolled<Registers>([&](auto v) {
-            right[v] = in_register(P::load(b + v * P::size));
-            if constexpr (few_rows<T, Arch>(Rows)) __builtin_prefetch(b + rows_ahead * b_row + v * P::size);
-        });
+        unrolled<Registers>([&](auto v) { right[v] = in_register(P::load(b + v * P::size)); });
+        for (idx j = 0; j < ask; j += 64 / static_cast<idx>(sizeof(T)))
+            __builtin_prefetch(b + rows_ahead * b_row + j);
         unrolled<Rows>([&](auto i) {
             const P x(a[i / 3][i % 3 * a_row]);
             unrolled<Registers>([&](auto v) { sum[i][v] = fma(x, right[v], sum[i][v]); });
@@ -71,7 +67,7 @@ void row_product(const row_product_args<T>& g) {
     }
     constexpr idx lanes = simd::pack<T, Arch>::size;
     idx j = 0;
-    if constexpr (few_rows<T, Arch>(Rows))
+    if constexpr (2 * Rows <= product_rows<T, Arch>) // or too few sums would be under way
         for (; j + 4 * lanes <= g.n; j += 4 * lanes) row_product_at<Arch, Rows, 4>(g, j);
     for (; j + 2 * lanes <= g.n; j += 2 * lanes) row_product_at<Arch, Rows, 2>(g, j);
     for (; j < g.n; j += lanes) row_product_at<Arch, Rows, 1>(g, j);
