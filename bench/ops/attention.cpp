@@ -11,6 +11,8 @@
 #include "../support/contest.hpp"
 #include "../support/peers.hpp"
 
+#include <array>
+
 namespace {
 
 using namespace sluice;
@@ -161,13 +163,37 @@ void prefill(const std::string& name, idx n_tokens, idx window, when w = when::a
         w);
 }
 
+// The cache that layers keep, filled with a prompt's keys and values.
+struct filled_cache {
+    explicit filled_cache(const data& d) : memory(bytes_of(d.k.rows())), state(bind(memory, d.k.rows())) {
+        std::array<idx, 1> none{};
+        state.append(batch::one(d.k.rows()), d.k, d.v, none);
+    }
+    static attention_state<float> bind(arena& a, idx n_keys) {
+        return attention_state<float>::bind(a, heads.n_kv_heads, heads.head_dim, 0, {.max_tokens = n_keys});
+    }
+    static std::size_t bytes_of(idx n_keys) {
+        arena counting;
+        (void)bind(counting, n_keys);
+        return counting.bytes();
+    }
+    arena memory;
+    attention_state<float> state;
+};
+
 // One token after S - 1 others: bound by reading keys and values once.
 void decode(idx n_keys) {
     row("attention/decode/f32/S:" + std::to_string(n_keys), [n_keys](contest& c) {
         auto& d = c.hold<data>(1, n_keys, 0, std::vector<idx>{n_keys - 1});
+        auto& cache = c.hold<filled_cache>(d);
+        auto f = [&d, &cache](arena& workspace, executor_ref ex) {
+            attend(d.rows, heads, d.q, cached_keys<float>{&d.rows, &cache.state}, d.policy, d.y.view(), {},
+                   workspace, ex);
+        };
+        auto& workspace = c.hold<arena>(workspace_for(c.threads(), f));
         c.bytes(4.0 * static_cast<double>(d.k.size() + d.v.size()), traffic::read);
         c.flops(flops_of(d.policy, 1));
-        c.ours(ours_with(c, d, d.policy, d.y), d.y);
+        c.ours([&workspace, f, ex = c.executor()] { f(workspace, ex); }, d.y);
         c.check(
             "the formula", [&d] { return plain_error(d.policy, d.q, d.k, d.v, d.y); }, 1e-5);
         c.against("openblas", by_openblas(c, {d.policy, d.q, d.k, d.v, d.y_peer, 1}), d.y_peer);

@@ -29,6 +29,7 @@
 #include "kernels/adamw.hpp"
 #include "kernels/attention.hpp"
 #include "kernels/attention_backward.hpp"
+#include "kernels/attention_product.hpp"
 #include "kernels/attention_tile.hpp"
 #include "kernels/elementwise.hpp"
 #include "kernels/gather.hpp"

@@ -49,13 +49,16 @@ idx ring_of(idx window, const limits& most) {
     return attention_state<float>::bind(dry, 1, 1, window, most).ring;
 }
 
-// Appends n rows of keys `first`, `first` + 1, ... (values: their negatives) to one slot.
+// Appends n rows of keys `first`, `first` + 1, ..., an eighth more for each element (values: their
+// negatives), to one slot.
 template <class T>
 idx append(attention_state<T>& state, idx slot, idx n, idx first) {
-    padded<T> k(n, state.k.cols()), v(n, state.v.cols());
+    padded<T> k(n, state.v.cols()), v(n, state.v.cols());
     for (idx i = 0; i < n; ++i) {
-        fill(k.view().row_block(i, 1), static_cast<T>(first + i));
-        fill(v.view().row_block(i, 1), static_cast<T>(-first - i));
+        for (idx j = 0; j < state.v.cols(); ++j) {
+            k(i, j) = static_cast<T>(first + i) + static_cast<T>(j) / 8;
+            v(i, j) = -k(i, j);
+        }
     }
     batch b = batch::one(n);
     const std::array<idx, 1> slots{slot};
@@ -77,8 +80,8 @@ TEST_CASE("attention state: takes what a dry arena counted") {
                 const std::size_t bytes = dry_bytes<float>(width, window, most);
                 bound_state<float> s(width, window, most);
                 CHECK((s.memory.used() == bytes && s.memory.bytes() == bytes));
-                CHECK((s.state.k.rows() == most.n_sequences * s.state.ring && s.state.k.cols() == width));
-                CHECK((s.state.v.rows() == s.state.k.rows() && s.state.v.cols() == width));
+                CHECK((s.state.v.rows() == most.n_sequences * s.state.ring && s.state.v.cols() == width));
+                CHECK((s.state.k.cols() == key_tile && s.state.k.size() == s.state.v.size()));
                 CHECK((s.state.n_sequences() == most.n_sequences && s.state.window == window));
                 arena small(bytes - 64);
                 CHECK_THROWS_AS(attention_state<float>::bind(small, 1, width, window, most),
@@ -126,13 +129,13 @@ TEST_CASE("attention state: append stores rows at their place modulo the ring") 
         CHECK((s.length(0, 1) == held && s.newest(0, 1) == held));
         for (idx key = std::max<idx>(0, held - 64); key < held; ++key)
             for (idx j = 0; j < 6; ++j) {
-                REQUIRE(s.k(64 + key % 64, j) == static_cast<double>(key));
-                REQUIRE(s.v(64 + key % 64, j) == static_cast<double>(-key));
+                REQUIRE(s.k(6 + j, key % 64) == static_cast<double>(key) + static_cast<double>(j) / 8);
+                REQUIRE(s.v(64 + key % 64, j) == -s.k(6 + j, key % 64));
             }
     }
     for (idx slot : {0, 2}) {
         CHECK(s.length(0, slot) == 0);
-        for (idx i = 0; i < 64; ++i) CHECK((s.k(slot * 64 + i, 0) == 0 && s.v(slot * 64 + i, 5) == 0));
+        for (idx i = 0; i < 64; ++i) CHECK((s.k(slot * 6, i) == 0 && s.v(slot * 64 + i, 5) == 0));
     }
 }
 
@@ -141,7 +144,8 @@ TEST_CASE("attention state: append takes several sequences in any order of slots
     auto& s = bound.state;
     append(s, 3, 2, 100);
     padded<float> k(6, 2), v(6, 2);
-    for (idx i = 0; i < 6; ++i) fill(k.view().row_block(i, 1), static_cast<float>(i + 1));
+    for (idx i = 0; i < 6; ++i)
+        for (auto* m : {&k, &v}) fill(m->view().row_block(i, 1), static_cast<float>(i + 1));
     const std::array<idx, 4> offsets{0, 3, 3, 6};
     const std::array<idx, 3> slots{3, 0, 2};
     const batch b{.n_tokens = 6, .offsets = offsets, .slots = slots};
@@ -150,13 +154,15 @@ TEST_CASE("attention state: append takes several sequences in any order of slots
     s.append(b, k, v, past);
     CHECK((past[0] == 2 && past[1] == 0 && past[2] == 0));
     CHECK((s.length(0, 0) == 0 && s.length(0, 1) == 0 && s.length(0, 2) == 3 && s.length(0, 3) == 5));
-    CHECK((s.k(3 * 64 + 1, 0) == 101 && s.k(3 * 64 + 2, 0) == 1 && s.k(3 * 64 + 4, 1) == 3));
-    CHECK((s.k(2 * 64, 0) == 4 && s.k(2 * 64 + 2, 0) == 6 && s.k(0, 0) == 0));
+    CHECK((s.k(3 * 2, 1) == 101 && s.k(3 * 2, 2) == 1 && s.k(3 * 2 + 1, 4) == 3));
+    CHECK((s.k(2 * 2, 0) == 4 && s.k(2 * 2, 2) == 6 && s.k(0, 0) == 0));
+    CHECK((s.v(3 * 64 + 1, 0) == -101 && s.v(3 * 64 + 4, 1) == 3 && s.v(2 * 64 + 2, 0) == 6));
 
     const cached_keys<float> keys{&b, &s};
     const auto source = keys(0, 0);
-    CHECK((source.k == s.k.row(3 * 64) && source.v == s.v.row(3 * 64) && source.ring == 64));
-    CHECK((source.k_row == s.k.row_stride() && source.row(65) == 1));
+    CHECK((source.k == s.k.row(3 * 2) && source.v == s.v.row(3 * 64) && source.ring == 64));
+    CHECK((source.k_row == 2 && source.v_row == 2 && source.row(65) == 1));
+    CHECK((source.layout == sluice::key_layout::tiles && source.head == 64 * 2));
 }
 
 TEST_CASE("attention state: truncate takes back, and no more than was promised") {

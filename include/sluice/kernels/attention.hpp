@@ -2,12 +2,17 @@
 // (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Rabe and Staats, 2021). Memory
 // does not grow with the number of keys.
 //
-// Tiles are aligned to the absolute key index and a row touches only keys it sees, so a row's bits depend
-// neither on the rows beside it nor on where a prompt was cut; NaN in a key reaches only rows that see it.
+// Tiles, and registers within a tile, are aligned to the absolute key index, and keys that a row does not see
+// have weight 0, so a row's bits depend neither on the rows beside it nor on where a prompt was cut.
+// Where 0 would not do, for 0 times NaN is NaN, rows are multiplied with what they see alone.
 #pragma once
 
+#include "../simd/math.hpp"
+#include "attention_product.hpp"
 #include "attention_tile.hpp"
-#include "softmax.hpp"
+
+#include <array>
+#include <utility>
 
 namespace sluice::kernels {
 
@@ -23,16 +28,25 @@ struct attention_block_args {
     idx tokens, group, head_dim, kv_head;
     idx sequence, first_row; // first_row counts within the sequence
     T scale;
-    const Policy* policy;   // range(sequence, row, source) -> key_range, both ends non-decreasing in row
-    const Sources* sources; // (sequence, source) -> attention_source<T>
-    T* scratch;             // attention_scratch<T, Arch>(tokens * group, head_dim) elements
+    const Policy* policy;      // range(sequence, row, source) -> key_range, both ends non-decreasing in row
+    const Sources* sources;    // (sequence, source) -> attention_source<T>
+    T* scratch;                // attention_scratch<T, Arch>(tokens * group, head_dim) elements
+    const T* next_q = nullptr; // as q, of the block that comes next; may be null
+    idx next_tokens = 0;
 };
+
+// head_dim in whole registers: how wide rows are in scratch.
+template <class T, class Arch>
+constexpr idx whole_registers(idx n) {
+    return round_up(n, simd::pack<T, Arch>::size);
+}
 
 // Elements of scratch that a worker needs.
 template <class T, class Arch>
 idx attention_scratch(idx rows, idx head_dim) {
-    return rows * (2 * head_dim + key_tile + 1 + simd::pack<T, Arch>::size) +
-           head_dim * whole_panels<T, Arch>(key_tile) + key_tile * whole_panels<T, Arch>(head_dim) + key_tile;
+    const idx width = whole_registers<T, Arch>(head_dim);
+    return rows * (2 * width + 1 + simd::pack<T, Arch>::size) +
+           key_tile * (product_rows<T, Arch> + head_dim + width + 1);
 }
 
 struct attention_block {
@@ -44,171 +58,280 @@ struct attention_block {
 template <class Arch, class T>
 struct attention_rows {
     using P = simd::pack<T, Arch>;
-    idx n, head_dim;
-    T *q, *o;   // n x head_dim: scaled queries; running sum of p v
-    T* s;       // n x key_tile: scores, then weights
-    T* largest; // running maximum
-    T* totals;  // n registers: running sum of weights, lane by lane
-    T *k_panels, *v_panels;
-    T* bias; // of the keys of a tile
-    const T* values = nullptr;
-    idx value_row = 0, value_panel = 0;
+    static constexpr idx step = product_rows<T, Arch>;
+    idx n, head_dim, width; // width: of the rows here
+    T *q, *o;               // n x width: scaled queries; running sum of p v
+    T* largest;             // running maximum
+    T* totals;              // n registers: running sum of weights, lane by lane
+    T* s;                   // step x key_tile: scores, then weights
+    T* k_tile;              // head_dim x key_tile
+    T* v_tile;              // key_tile x width
+    T* bias;                // of the keys of a tile
 
-    attention_rows(idx rows, idx d, T* scratch) : n(rows), head_dim(d) {
+    attention_rows(idx rows, idx d, T* scratch) : n(rows), head_dim(d), width(whole_registers<T, Arch>(d)) {
         auto next = [&scratch](idx elements) { return std::exchange(scratch, scratch + elements); };
-        q = next(n * d);
-        o = next(n * d);
-        s = next(n * key_tile);
-        largest = next(n);
+        q = next(n * width);
+        o = next(n * width);
         totals = next(n * P::size);
-        k_panels = next(d * whole_panels<T, Arch>(key_tile));
-        v_panels = next(key_tile * whole_panels<T, Arch>(d));
+        s = next(step * key_tile);
+        k_tile = next(d * key_tile);
+        v_tile = next(key_tile * width);
         bias = next(key_tile);
-        std::fill_n(o, n * d, T(0));
+        largest = next(n); // last: all others are whole registers
+        std::fill_n(o, n * width, T(0));
         std::fill_n(largest, n, -std::numeric_limits<T>::infinity());
         std::fill_n(totals, n * P::size, T(0));
     }
 
-    void scores(const T* k, idx k_row, idx width) const {
-        gemm_pack{}(Arch{}, k, k_row, true, head_dim, width, k_panels);
-        gemm_block{}(Arch{}, tile_product<Arch>(q, head_dim, 1, k_panels, head_dim, s, key_tile, false, n,
-                                                width, head_dim));
+    // So few that memory is slower than they are.
+    bool few() const { return n <= 16; }
+
+    // Scores of rows [i, i + m) for `keys` of the tile; beside them, up to whole registers, anything.
+    void scores(idx i, idx m, key_range keys, const T* k) const {
+        const idx columns = round_up(keys.hi - keys.lo, P::size),
+                  first = std::min(keys.lo, key_tile - columns);
+        row_product<Arch>(row_product_args<T>{.a = q + i * width,
+                                              .a_row = width,
+                                              .b = k + first,
+                                              .b_row = key_tile,
+                                              .c = s + first,
+                                              .c_row = key_tile,
+                                              .m = m,
+                                              .n = columns,
+                                              .k = head_dim,
+                                              .add = false,
+                                              .ask = i == 0 && few() ? columns : 0});
     }
 
-    // Turns row i's scores of keys [lo, hi) of the tile into weights and rescales what was summed before.
-    // `masked`: a row may see none of them.
-    void weigh(idx i, idx lo, idx hi, bool masked) const {
-        T* row = s + i * key_tile + lo;
+    // Takes row i's scores of the keys it sees into its maximum and rescales what was summed before. Scores
+    // of the other keys from `first` to `end`, whole registers, become -inf. Returns what to subtract.
+    SLUICE_INLINE T raise(idx i, T* row, key_range seen, idx first, idx end, bool masked) const {
+        constexpr T lowest = -std::numeric_limits<T>::infinity();
+        P most(lowest);
+        for (idx j = first; j < end; j += P::size) {
+            P x = P::load(row + j);
+            if (j < seen.lo || j + P::size > seen.hi) {
+                x = only(x, seen.lo - j, seen.hi - j);
+                x.store(row + j);
+            }
+            most = max(most, x);
+        }
         const T before = largest[i];
-        const T now = std::max(before, row_largest<Arch>(row, hi - lo));
-        // a tail mask may hide all of a tile; NaN must not pass for that
-        if (masked && now == -std::numeric_limits<T>::infinity() &&
-            std::none_of(row, row + (hi - lo), [](T v) { return v != v; })) {
-            std::fill_n(row, hi - lo, T(0));
-            return;
+        if (P::any(P(before) < most)) {
+            largest[i] = most.largest();
+            if (before != lowest) shrink(i, before - largest[i]);
         }
-        P sum = P::load(totals + i * P::size);
-        if (now != before) {
-            largest[i] = now;
-            const T shrink = std::exp(before - now); // 0 at first
-            sum = sum * P(shrink);
-            scale_row(o + i * head_dim, shrink, o + i * head_dim);
-        }
-        simd::for_each_pack<P>(hi - lo, [&](idx j, idx k) {
-            P e = exp_nonpositive(P::load_partial(row + j, k) - P(now));
-            if (k < P::size) e = zero_beyond(e, k);
-            sum = sum + e;
-            e.store_partial(row + j, k);
-        });
-        sum.store(totals + i * P::size);
+        // -inf less -inf is NaN: right for scores of -inf, wrong where a row sees none of the keys
+        return largest[i] == lowest && (masked || seen.lo >= seen.hi) ? T(0) : largest[i];
     }
 
-    void scale_row(const T* from, T factor, T* to) const {
-        simd::for_each_pack<P>(head_dim, [&](idx j, idx k) {
-            (P::load_partial(from + j, k) * P(factor)).store_partial(to + j, k);
-        });
+    void shrink(idx i, T exponent) const {
+        const P factor = exp_nonpositive(P(exponent));
+        (P::load(totals + i * P::size) * factor).store(totals + i * P::size);
+        T* const to = o + i * width;
+        for (idx j = 0; j < width; j += P::size) (P::load(to + j) * factor).store(to + j);
     }
 
-    // The values of a tile: read where they are when heads are whole panels, else packed.
-    void take_values(const T* v, idx v_row, idx width) {
-        constexpr idx cols = gemm_tile<T, Arch>::cols;
-        if (head_dim % cols == 0) {
-            values = v;
-            value_row = v_row;
-            value_panel = cols;
-        } else {
-            gemm_pack{}(Arch{}, v, v_row, false, width, head_dim, v_panels);
-            values = v_panels;
-            value_row = cols;
-            value_panel = width * cols;
+    // Turns the scores of rows [i, i + m) from `first` to `end` into weights.
+    void weigh(idx i, idx m, idx first, idx end, const T* subtract) const {
+        for (idx r = 0; r < m; ++r) {
+            T *const row = s + r * key_tile, *const total = totals + (i + r) * P::size;
+            const P shift(subtract[r]);
+            P sum = P::load(total);
+            for (idx j = first; j < end; j += P::size) {
+                const P e = exp_nonpositive(P::load(row + j) - shift);
+                sum = sum + e;
+                e.store(row + j);
+            }
+            sum.store(total);
         }
     }
 
-    // o += p v for rows [i, i + m) and keys [lo, hi) of the tile.
-    void accumulate(idx i, idx m, idx lo, idx hi) const {
-        if (lo >= hi) return;
-        auto g = tile_product<Arch>(s + i * key_tile + lo, key_tile, 1, values + lo * value_row, 0,
-                                    o + i * head_dim, head_dim, true, m, head_dim, hi - lo);
-        g.panel_row = value_row;
-        g.panel_stride = value_panel;
-        gemm_block{}(Arch{}, g);
+    // Lanes below `from` and from `to` on become -inf.
+    static SLUICE_INLINE P only(P x, idx from, idx to) {
+        static constexpr auto counted = [] {
+            std::array<T, static_cast<std::size_t>(P::size)> lanes{};
+            for (idx i = 0; i < P::size; ++i) lanes[static_cast<std::size_t>(i)] = static_cast<T>(i);
+            return lanes;
+        }();
+        const P lane = P::load(counted.data()), lowest(-std::numeric_limits<T>::infinity());
+        x = select(lane < P(static_cast<T>(to)), x, lowest);
+        return select(lane < P(static_cast<T>(from)), lowest, x);
+    }
+
+    // o += p v for rows [i, i + m), whose weights are p, and `keys` of the tile.
+    void accumulate(idx i, const T* p, idx m, key_range keys, const T* v, idx v_row) const {
+        if (keys.lo >= keys.hi) return;
+        row_product<Arch>(row_product_args<T>{.a = p + keys.lo,
+                                              .a_row = key_tile,
+                                              .b = v + keys.lo * v_row,
+                                              .b_row = v_row,
+                                              .c = o + i * width,
+                                              .c_row = width,
+                                              .m = m,
+                                              .n = width,
+                                              .k = keys.hi - keys.lo,
+                                              .add = true,
+                                              .ask = i == 0 && few() ? width : 0});
     }
 };
 
-// Rows share one product where all of them see a key; the ragged edges are added for rows of one range at a
-// time, so that no row meets a key it does not see.
-template <class Arch, class T, class Range>
-void attention_values(const attention_rows<Arch, T>& rows, const Range& range) {
-    constexpr idx step = gemm_tile<T, Arch>::rows;
-    for (idx i = 0; i < rows.n; i += step) {
-        const idx m = std::min(step, rows.n - i);
-        const idx lo = range(i + m - 1).lo, hi = range(i).hi; // seen by all: ends do not decrease
-        auto alike = [&](auto&& add) {                        // heads of one token see the same
-            for (idx r = i, n = 1; r < i + m; r += n) {
-                const key_range mine = range(r);
-                for (n = 1; r + n < i + m; ++n)
-                    if (const key_range next = range(r + n); next.lo != mine.lo || next.hi != mine.hi) break;
-                add(r, n, mine);
-            }
-        };
-        alike([&](idx r, idx n, key_range mine) {
-            rows.accumulate(r, n, mine.lo, lo < hi ? std::min(lo, mine.hi) : mine.hi);
-        });
-        if (lo >= hi) continue;
-        rows.accumulate(i, m, lo, hi);
-        alike([&](idx r, idx n, key_range mine) { rows.accumulate(r, n, std::max(hi, mine.lo), mine.hi); });
+// A tile of keys of one head: k transposed, v with rows of whole registers.
+template <class T>
+struct attention_keys {
+    const T *k, *v;
+    idx v_row;
+};
+
+// Of the tile at row `at` of a source what a block sees of it, `keys`.
+template <class Arch, class T>
+attention_keys<T> take_tile(const attention_rows<Arch, T>& rows, const attention_source<T>& source, idx head,
+                            idx at, key_range keys) {
+    using P = simd::pack<T, Arch>;
+    const idx d = rows.head_dim;
+    attention_keys<T> tile{source.k + at * source.k_row + head, source.v + at * source.v_row + head,
+                           source.v_row};
+    if (source.layout == key_layout::rows) {
+        transpose_rows<Arch>(tile.k, source.k_row, keys, d, rows.k_tile, key_tile);
+        tile.k = rows.k_tile;
     }
+    // rows far apart fall into few sets of L1 and would come from L2 again and again
+    if (d != rows.width || (source.v_row != d && rows.n > rows.step)) {
+        for (idx j = keys.lo; j < keys.hi; ++j)
+            simd::for_each_pack<P>(d, [&](idx e, idx n) {
+                const T* const from = tile.v + j * source.v_row + e;
+                P::load_partial(from, n).store(rows.v_tile + j * rows.width + e);
+            });
+        tile.v = rows.v_tile;
+        tile.v_row = rows.width;
+    }
+    return tile;
 }
 
-// Asks for the rows of a tile ahead of time: they are too far apart for the hardware to guess.
+// Rows that will be needed soon and lie too far apart for the hardware to guess.
 template <class T>
-void prefetch_tile(const T* rows, idx row_stride, idx n, idx width) {
-    for (idx i = 0; i < n; ++i)
-        for (idx j = 0; j < width; j += 64 / static_cast<idx>(sizeof(T)))
-            __builtin_prefetch(rows + i * row_stride + j);
+struct coming_rows {
+    const T* first;
+    idx stride, n, elements;
+
+    template <int Write>
+    SLUICE_INLINE void ask(idx rows) {
+        for (; rows > 0 && n > 0; --rows, --n, first += stride)
+            for (idx j = 0; j < elements; j += 64 / static_cast<idx>(sizeof(T)))
+                __builtin_prefetch(first + j, Write);
+    }
+};
+
+// They are asked for a few at a time between products: all at once would wait for each other.
+template <class T>
+struct coming_block {
+    coming_rows<T> y, q, k, v;
+    SLUICE_INLINE void ask(idx rows) {
+        y.template ask<1>(rows);
+        q.template ask<0>(rows);
+        k.template ask<0>(rows);
+        v.template ask<0>(rows);
+    }
+};
+
+// One tile for all rows of a block, as many at a time as a product takes. `place` is the tile, of which the
+// block sees `keys`.
+template <class Arch, class T, class Policy>
+void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_keys<T>& tile, key_range keys,
+                         const Policy& policy, const tile_place& place, idx first_row, idx group,
+                         coming_block<T>& coming) {
+    constexpr idx step = attention_rows<Arch, T>::step, lanes = attention_rows<Arch, T>::P::size;
+    key_biases(policy, place, rows.bias);
+    auto inside = [&](idx key) { return std::clamp(key - place.first, keys.lo, keys.hi); };
+    key_range seen[std::size_t{step}], mine;
+    T subtract[std::size_t{step}];
+    int finite = -1; // not known yet
+    const idx pace = ceil_div(step, 3 * group);
+    for (idx i = 0, token = 0, head = 0; i < rows.n; i += step) {
+        const idx m = std::min(step, rows.n - i);
+        idx row_of[std::size_t{step}];
+        for (idx r = 0; r < m; ++r) {
+            row_of[r] = first_row + token;
+            if (r == 0 || head == 0) {
+                const key_range all = policy.range(place.sequence, row_of[r], place.source);
+                mine = {inside(all.lo), inside(all.hi)};
+            }
+            seen[r] = mine;
+            if (++head == group) {
+                head = 0;
+                ++token;
+            }
+        }
+        const key_range all{seen[0].lo, seen[m - 1].hi}; // neither end ever decreases
+        if (all.lo >= all.hi) continue;
+        coming.ask(pace);
+        rows.scores(i, m, all, tile.k);
+        coming.ask(pace);
+        const idx first = all.lo / lanes * lanes, end = round_up(all.hi, lanes);
+        for (idx r = 0; r < m; ++r) {
+            T* const row = rows.s + r * key_tile;
+            add_biases(policy, place, rows.bias, row_of[r], seen[r], row);
+            subtract[r] = rows.raise(i + r, row, seen[r], first, end, has_tail<Policy>);
+        }
+        rows.weigh(i, m, first, end, subtract);
+        coming.ask(pace);
+        const bool alike = seen[0].hi == all.hi && seen[m - 1].lo == all.lo;
+        if (!alike && finite < 0)
+            finite =
+                all_finite<Arch>(tile.v + keys.lo * tile.v_row, tile.v_row, keys.hi - keys.lo, rows.width);
+        if (alike || finite == 1) {
+            rows.accumulate(i, rows.s, m, all, tile.v, tile.v_row);
+            continue;
+        }
+        for (idx r = 0; r < m; ++r)
+            rows.accumulate(i + r, rows.s + r * key_tile, 1, seen[r], tile.v, tile.v_row);
+    }
 }
 
 template <class Arch, class T, class Policy, class Sources>
 void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sources>& g) const {
+    using P = simd::pack<T, Arch>;
     const idx d = g.head_dim;
-    attention_rows<Arch, T> rows(g.tokens * g.group, d, g.scratch);
+    const attention_rows<Arch, T> rows(g.tokens * g.group, d, g.scratch);
     for (idx i = 0; i < rows.n; ++i) {
         const T* from = g.q + i / g.group * g.q_row + i % g.group * d;
-        rows.scale_row(from, g.scale, rows.q + i * d);
+        simd::for_each_pack<P>(d, [&](idx j, idx k) {
+            (P::load_partial(from + j, k) * P(g.scale)).store(rows.q + i * rows.width + j);
+        });
     }
+    coming_block<T> coming{
+        {g.y, g.y_row, g.tokens, g.group * d}, {g.next_q, g.q_row, g.next_tokens, g.group * d}, {}, {}};
     for (idx source = 0; source < Policy::n_sources; ++source) {
-        const attention_source<T> keys = (*g.sources)(g.sequence, source);
+        const attention_source<T> from = (*g.sources)(g.sequence, source);
         auto seen = [&](idx token) { return g.policy->range(g.sequence, g.first_row + token, source); };
         const idx first = seen(0).lo, last = seen(g.tokens - 1).hi;
+        const idx head_row = from.head == 0 ? d : from.head, head = g.kv_head * head_row;
         for (idx tile = first / key_tile * key_tile; tile < last; tile += key_tile) {
-            const idx width = std::min(key_tile, last - tile);
-            auto range = [&](idx row) -> key_range {
-                const key_range all = seen(row / g.group);
-                return {std::clamp<idx>(all.lo - tile, 0, width), std::clamp<idx>(all.hi - tile, 0, width)};
-            };
-            const idx head = g.kv_head * (keys.head == 0 ? d : keys.head), at = keys.row(tile);
-            if (const idx next = tile + key_tile; next < last) {
-                const idx ahead = keys.row(next), n = std::min(key_tile, last - next);
-                prefetch_tile(keys.k + ahead * keys.k_row + head, keys.k_row, n, d);
-                prefetch_tile(keys.v + ahead * keys.v_row + head, keys.v_row, n, d);
+            const key_range keys{std::max(first - tile, idx{0}), std::min(key_tile, last - tile)};
+            if (from.layout == key_layout::rows) {
+                // the next tile, or the first one of the next head, which most often comes then
+                const bool more = tile + key_tile < last;
+                const idx next = more ? tile + key_tile : first, row = from.row(next),
+                          at = more ? head : head + head_row;
+                const idx n = std::min(round_up(next + 1, key_tile), last) - next;
+                coming.k = {from.k + row * from.k_row + at, from.k_row, n, d};
+                coming.v = {from.v + row * from.v_row + at, from.v_row, n, d};
             }
-            const tile_place place{g.sequence, source, tile, width};
-            rows.scores(keys.k + at * keys.k_row + head, keys.k_row, width);
-            key_biases(*g.policy, place, rows.bias);
-            for (idx i = 0; i < rows.n; ++i) {
-                const key_range r = range(i);
-                if (r.lo >= r.hi) continue;
-                add_biases(*g.policy, place, rows.bias, g.first_row + i / g.group, r, rows.s + i * key_tile);
-                rows.weigh(i, r.lo, r.hi, has_tail<Policy>);
-            }
-            rows.take_values(keys.v + at * keys.v_row + head, keys.v_row, width);
-            attention_values(rows, range);
+            const auto here = take_tile(rows, from, head, from.row(tile), keys);
+            attention_over_tile(rows, here, keys, *g.policy, {g.sequence, source, tile, keys.hi}, g.first_row,
+                                g.group, coming);
+            coming.k.template ask<0>(key_tile);
+            coming.v.template ask<0>(key_tile);
         }
     }
     for (idx i = 0; i < rows.n; ++i) {
         T* to = g.y + i / g.group * g.y_row + i % g.group * d;
-        const T total = simd::pack<T, Arch>::load(rows.totals + i * simd::pack<T, Arch>::size).sum();
-        rows.scale_row(rows.o + i * d, total == T(0) ? T(0) : T(1) / total, to); // 0: sees no key at all
+        const T total = P::load(rows.totals + i * P::size).sum();
+        const P share(total == T(0) ? T(0) : T(1) / total); // 0: sees no key at all
+        simd::for_each_pack<P>(d, [&](idx j, idx k) {
+            // plus 0: whether a sum of nothing is 0 or -0 depends on the rows beside
+            (P::load(rows.o + i * rows.width + j) * share + P(T(0))).store_partial(to + j, k);
+        });
         if (g.lse != nullptr)
             g.lse[i / g.group * g.lse_row + i % g.group] = rows.largest[i] + std::log(total);
     }

@@ -17,20 +17,25 @@ struct key_tail {
     std::uint64_t seen = ~std::uint64_t{0};
 };
 
+constexpr idx key_tile = 64; // keys per tile: 64 x 64 floats of scores stay in L1
+
+// How the keys of a head lie in memory: a row each; or transposed, tile after tile of head_dim x key_tile,
+// which is how scores read them.
+enum class key_layout { rows, tiles };
+
 // Keys and values of one sequence from one origin. Key i is row i % ring; ring is a multiple of key_tile, or
-// 0 where nothing wraps.
+// 0 where nothing wraps. Of `tiles` all memory is there, also beyond the last key.
 template <class T>
 struct attention_source {
     const T* k = nullptr;
     const T* v = nullptr;
-    idx k_row = 0, v_row = 0; // from key to key
+    idx k_row = 0, v_row = 0; // from key to key; k_row of `tiles`: head_dim
     idx ring = 0;
     idx head = 0; // from head to head; 0: heads side by side in a row
+    key_layout layout = key_layout::rows;
 
     idx row(idx key) const { return ring == 0 ? key : key % ring; }
 };
-
-constexpr idx key_tile = 64; // keys per tile: 64 x 64 floats of scores stay in L1
 
 } // namespace sluice
 

@@ -62,7 +62,7 @@ namespace detail {
 // Query tokens of a block: about 128 rows, whatever the size of the group, so that packing a tile of keys
 // costs little beside multiplying it.
 inline idx attention_block_tokens(idx group, idx n_tokens) {
-    return std::clamp<idx>(2 * key_tile / group, 1, std::max<idx>(n_tokens, 1));
+    return std::clamp<idx>(4 * key_tile / group, 1, std::max<idx>(n_tokens, 1));
 }
 
 inline void check_attention(const attention_shape& s, const batch& b, idx q_rows, idx q_cols) {
@@ -85,38 +85,50 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     const idx group = shape.group(), d = shape.head_dim;
     const idx block = detail::attention_block_tokens(group, b.n_tokens);
-    const idx scratch = kernels::attention_scratch<T, Arch>(block * group, d);
+    // whole registers, so that every worker's rows begin where registers do
+    const idx scratch = round_up(kernels::attention_scratch<T, Arch>(block * group, d), panel_cols<T>);
     const arena::scope scope(workspace);
     T* memory = workspace.take<T>(ex.concurrency() * scratch);
-    for (idx s = 0; s < b.n_sequences(); ++s) {
-        const idx begin = b.begin(s), rows = b.end(s) - begin;
-        // late blocks see most keys: hand them out first, so that workers end together
-        const idx n_blocks = ceil_div(rows, block);
-        ex(n_blocks * shape.n_kv_heads, [&](idx from, idx to, idx worker) {
-            for (idx task = from; task < to; ++task) {
-                const idx first = (n_blocks - 1 - task / shape.n_kv_heads) * block;
-                const idx head = task % shape.n_kv_heads;
-                simd::invoke(Arch{}, kernels::attention_block{},
-                             kernels::attention_block_args<T, Policy, Sources>{
-                                 .q = q.row(begin + first) + head * group * d,
-                                 .q_row = q.row_stride(),
-                                 .y = y.row(begin + first) + head * group * d,
-                                 .y_row = y.row_stride(),
-                                 .lse = lse.empty() ? nullptr : lse.row(begin + first) + head * group,
-                                 .lse_row = lse.row_stride(),
-                                 .tokens = std::min(block, rows - first),
-                                 .group = group,
-                                 .head_dim = d,
-                                 .kv_head = head,
-                                 .sequence = s,
-                                 .first_row = first,
-                                 .scale = static_cast<T>(shape.scale()),
-                                 .policy = &policy,
-                                 .sources = &sources,
-                                 .scratch = memory + worker * scratch});
-            }
-        });
-    }
+    // late blocks see most keys: hand them out first, so that workers end together
+    idx most_blocks = 0;
+    for (idx s = 0; s < b.n_sequences(); ++s)
+        most_blocks = std::max(most_blocks, ceil_div(b.end(s) - b.begin(s), block));
+    struct place {
+        idx sequence, head, first, tokens; // tokens <= 0: a shorter sequence has no such block
+    };
+    auto place_of = [&](idx task) {
+        const idx head = task % shape.n_kv_heads, rest = task / shape.n_kv_heads;
+        const idx s = rest % b.n_sequences(), first = (most_blocks - 1 - rest / b.n_sequences()) * block;
+        return place{s, head, first, std::min(block, b.end(s) - b.begin(s) - first)};
+    };
+    ex(most_blocks * b.n_sequences() * shape.n_kv_heads, [&](idx from, idx to, idx worker) {
+        for (idx task = from; task < to; ++task) {
+            const place at = place_of(task), next = place_of(std::min(task + 1, to - 1));
+            if (at.tokens <= 0) continue;
+            const idx row = b.begin(at.sequence) + at.first, head = at.head * group;
+            const idx next_row = b.begin(next.sequence) + next.first;
+            simd::invoke(Arch{}, kernels::attention_block{},
+                         kernels::attention_block_args<T, Policy, Sources>{
+                             .q = q.row(row) + head * d,
+                             .q_row = q.row_stride(),
+                             .y = y.row(row) + head * d,
+                             .y_row = y.row_stride(),
+                             .lse = lse.empty() ? nullptr : lse.row(row) + head,
+                             .lse_row = lse.row_stride(),
+                             .tokens = at.tokens,
+                             .group = group,
+                             .head_dim = d,
+                             .kv_head = at.head,
+                             .sequence = at.sequence,
+                             .first_row = at.first,
+                             .scale = static_cast<T>(shape.scale()),
+                             .policy = &policy,
+                             .sources = &sources,
+                             .scratch = memory + worker * scratch,
+                             .next_q = q.row(next_row) + next.head * group * d,
+                             .next_tokens = next.tokens});
+        }
+    });
 }
 
 // Gradients for the keys and values of the call itself (no state). dq, dk, dv are overwritten; y and lse are

@@ -9,7 +9,8 @@ namespace sluice {
 
 template <class T>
 struct attention_state {
-    tensor_view<T> k, v;     // (sequence, head, ring slot) x head_dim: a head's keys lie one after another
+    tensor_view<T> k;        // (sequence, head, tile, element of a head) x key_tile: scores read it so
+    tensor_view<T> v;        // (sequence, head, ring slot) x head_dim
     tensor_view<idx> length; // 1 x n_sequences: tokens each sequence holds
     tensor_view<idx> newest; // 1 x n_sequences: the most it held since it was cleared
     idx n_heads = 0;         // of keys and values
@@ -36,7 +37,7 @@ struct attention_state {
                      : std::min(all, round_up(window - 1 + most.max_rows + most.max_rollback, key_tile));
         require(most.n_sequences <= limit / s.ring / std::max<idx>(n_heads, 1), "attention state",
                 "n_sequences is too large");
-        s.k = a.take<T>(most.n_sequences * n_heads * s.ring, head_dim);
+        s.k = a.take<T>(most.n_sequences * n_heads * (s.ring / key_tile) * head_dim, key_tile);
         s.v = a.take<T>(most.n_sequences * n_heads * s.ring, head_dim);
         s.length = a.take<idx>(1, most.n_sequences);
         s.newest = a.take<idx>(1, most.n_sequences);
@@ -88,13 +89,15 @@ struct attention_state {
         for (idx s = 0; s < b.n_sequences(); ++s) {
             const idx slot = b.slot(s), first = length(0, slot), n = b.end(s) - b.begin(s);
             past[static_cast<std::size_t>(s)] = first;
-            for (idx i = 0; i < n; ++i) {
-                for (idx h = 0; h < n_heads; ++h) {
+            const idx d = v.cols();
+            for (idx h = 0; h < n_heads; ++h) // head by head: a tile stays in L1 while keys enter it
+                for (idx i = 0; i < n; ++i) {
                     const idx to = (slot * n_heads + h) * ring + (first + i) % ring;
-                    std::copy_n(new_k.row(b.begin(s) + i) + h * k.cols(), k.cols(), k.row(to));
-                    std::copy_n(new_v.row(b.begin(s) + i) + h * v.cols(), v.cols(), v.row(to));
+                    const T* const key = new_k.row(b.begin(s) + i) + h * d;
+                    T* const at = k.row(to / key_tile * d) + to % key_tile;
+                    for (idx e = 0; e < d; ++e) at[e * key_tile] = key[e];
+                    std::copy_n(new_v.row(b.begin(s) + i) + h * d, d, v.row(to));
                 }
-            }
             length(0, slot) = first + n;
             newest(0, slot) = std::max(newest(0, slot), first + n);
         }
@@ -114,13 +117,14 @@ struct cached_keys {
     const batch* rows;
     const attention_state<T>* state;
     attention_source<T> operator()(idx sequence, idx) const {
-        const idx first = rows->slot(sequence) * state->n_heads * state->ring;
-        return {.k = state->k.row(first),
+        const idx d = state->v.cols(), first = rows->slot(sequence) * state->n_heads * state->ring;
+        return {.k = state->k.row(first / key_tile * d),
                 .v = state->v.row(first),
-                .k_row = state->k.row_stride(),
-                .v_row = state->v.row_stride(),
+                .k_row = d,
+                .v_row = d,
                 .ring = state->ring,
-                .head = state->ring * state->k.row_stride()};
+                .head = state->ring * d,
+                .layout = key_layout::tiles};
     }
 };
 

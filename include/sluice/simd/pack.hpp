@@ -53,8 +53,15 @@ public:
     friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
     friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
     friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return xsimd::select(m, a.v, b.v); }
+    static SLUICE_INLINE bool any(mask m) { return xsimd::any(m); }
     // The larger; the second where either is NaN.
-    friend SLUICE_INLINE pack max(pack a, pack b) { return select(b.v < a.v, a, b); }
+    friend SLUICE_INLINE pack max(pack a, pack b) {
+#if defined(__x86_64__)
+        return xsimd::max(a.v, b.v); // one instruction that does just that
+#else
+        return select(b.v < a.v, a, b);
+#endif
+    }
     // The smaller; either where one is NaN.
     friend SLUICE_INLINE pack min(pack a, pack b) { return xsimd::min(a.v, b.v); }
     friend SLUICE_INLINE pack sqrt(pack a) { return xsimd::sqrt(a.v); }
@@ -172,6 +179,7 @@ public:
     friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
     friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
     friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return m ? a : b; }
+    static SLUICE_INLINE bool any(mask m) { return m; }
     friend SLUICE_INLINE pack max(pack a, pack b) { return b.v < a.v ? a : b; }
     friend SLUICE_INLINE pack min(pack a, pack b) { return b.v < a.v ? b : a; }
     friend SLUICE_INLINE pack sqrt(pack a) { return std::sqrt(a.v); }
