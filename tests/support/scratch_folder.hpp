@@ -34,10 +34,10 @@ private:
     std::filesystem::path path_;
 };
 
-inline void put(const std::string& path, const std::string& text) {
+inline void put(const std::filesystem::path& path, const std::string& text) {
     std::ofstream(path, std::ios::binary) << text;
 }
-inline std::string get(const std::string& path) {
+inline std::string get(const std::filesystem::path& path) {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
 }
