@@ -199,6 +199,7 @@ public:
 
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
+        rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
         const arena::scope scope(workspace);
         relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, tape, workspace);
         for_each_layer([&](auto i, const auto& layer) {
@@ -209,6 +210,7 @@ public:
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
+        check_backward<T>(b, x, dy, dx, d_in(), d_in(), "chain");
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers, b.n_tokens, d_in(), x, dy, dx, tape, workspace);
         [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -300,6 +302,7 @@ public:
 
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
+        rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
         const arena::scope scope(workspace);
         relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, tape, workspace);
         for (idx i = 0; i < n_layers(); ++i)
@@ -309,6 +312,7 @@ public:
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
+        check_backward<T>(b, x, dy, dx, d_in(), d_in(), "stack");
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers(), b.n_tokens, d_in(), x, dy, dx, tape, workspace);
         for (idx i = n_layers() - 1; i >= 0; --i)
