@@ -6,7 +6,6 @@
 #include <sluice/layers/transformer_block.hpp>
 
 #include <charconv>
-#include <stdexcept>
 #include <string>
 
 namespace sluice::examples {
@@ -30,24 +29,23 @@ inline byte_model_config make_config(idx d_model, idx layers, idx head_dim) {
             .norm = {.d_model = d_model}};
 }
 
-// Throws runtime_error unless the metadata holds the sizes of a model that train_lm can have made.
+// Throws input_error unless the metadata holds the sizes of a model that train_lm can have made.
 inline byte_model_config config_of(const io::safetensors& file) {
     auto number = [&](const std::string& key, idx least, idx most) {
         const auto found = file.metadata().find(key);
         if (found == file.metadata().end())
-            throw std::runtime_error(file.path() + ": no checkpoint of train_lm: its metadata has no " + key);
+            throw input_error(file.path() + ": no checkpoint of train_lm: its metadata has no " + key);
         const std::string& text = found->second;
         idx value = 0;
         const auto read = std::from_chars(text.data(), text.data() + text.size(), value);
         if (read.ec != std::errc() || read.ptr != text.data() + text.size() || value < least || value > most)
-            throw std::runtime_error(file.path() + ": no checkpoint of train_lm: " + key + " must be " +
-                                     std::to_string(least) + " to " + std::to_string(most));
+            throw input_error(file.path() + ": no checkpoint of train_lm: " + key + " must be " +
+                              std::to_string(least) + " to " + std::to_string(most));
         return value;
     };
     const idx d_model = number("d_model", 2, 65536), head_dim = number("head_dim", 2, 1024);
     if (d_model % head_dim != 0)
-        throw std::runtime_error(file.path() +
-                                 ": no checkpoint of train_lm: head_dim does not divide d_model");
+        throw input_error(file.path() + ": no checkpoint of train_lm: head_dim does not divide d_model");
     return make_config(d_model, number("layers", 1, 1024), head_dim);
 }
 

@@ -157,7 +157,9 @@ public:
                              std::to_string(entry.end - entry.begin));
     }
 
-    static std::string quoted(const std::string& name) { return "\"" + name.substr(0, max_name) + "\""; }
+    static std::string quoted(const std::string& name) {
+        return std::string(1, '"').append(name, 0, max_name) += '"';
+    }
 
 private:
     [[noreturn]] void refuse(const json_place& at) const {
