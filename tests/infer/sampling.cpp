@@ -136,6 +136,7 @@ TEST_CASE("top_p keeps the likeliest that reach it, at least one") {
 TEST_CASE("top_p counts within what top_k left, and both follow the temperature") {
     check_shares(logits, {.temperature = 0.7, .top_k = 4, .top_p = 0.6});
     check_shares(logits, {.temperature = 3, .top_k = 3, .top_p = 0.9});
+    check_shares(logits, {.temperature = 3, .top_k = 3, .top_p = 0.5}); // of all that would be three
     check_shares(logits, {.temperature = 3, .top_k = 6, .top_p = 0.99});
 }
 
@@ -170,6 +171,20 @@ TEST_CASE("the ends of the draws fall on possible tokens") {
         CHECK(one({-1e30F, 0, -1e30F}, c, below_one) == 1); // exp of the others is zero
     }
     CHECK(one({7}, {}, below_one) == 0);
+}
+
+TEST_CASE("what rounding leaves over falls on a possible token") {
+    const sluice::random_source numbers(4);
+    arena workspace(std::size_t{1} << 14);
+    for (idx i = 0; i < 2000; ++i) { // sums of doubles are rounded, those of few floats would be exact
+        std::vector<double> x;
+        for (idx j = 0; j < 30; ++j) x.push_back(numbers.normal(30 * i + j));
+        x.push_back(-std::numeric_limits<double>::infinity());
+        token_id id = 0;
+        sample_tokens(tensor_view<const double>(x.data(), 1, 31), {}, std::span<const double>(&below_one, 1),
+                      std::span(&id, 1), workspace);
+        REQUIRE(id < 30);
+    }
 }
 
 TEST_CASE("infinite logits share all probability") {
