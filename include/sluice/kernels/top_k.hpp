@@ -15,6 +15,9 @@ struct top_k {
     void operator()(Arch, const T* x, idx n, idx k, bool sorted, std::int32_t* indices) const;
 };
 
+template <class T>
+using top_k_calls = simd::calls<simd::call<top_k, const T*, idx, idx, bool, std::int32_t*>>;
+
 // Integers in the order of the floating-point numbers they stand for; both zeros are one.
 template <class T>
 class ordered_bits {
