@@ -105,7 +105,15 @@ llvm-cov report -instr-profile=all.profdata $(ls tests/test_* | sed '1!s/^/-obje
     message("    ${lines} of the lines and ${functions} of the functions are run; file by file: ${directory}/report.txt")
 endfunction()
 
-set(stages no_exceptions clang sse2 avx2 asan tsan trixie forky coverage)
+# The slow tests of an ordinary build.
+function(stage_slow directory)
+    configure("${directory}")
+    build("${directory}")
+    execute_process(COMMAND ctest --test-dir "${directory}" --output-on-failure --no-tests=error -L full
+        COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+
+set(stages slow no_exceptions clang sse2 avx2 asan tsan trixie forky coverage)
 if(wanted)
     foreach(stage IN LISTS wanted)
         if(NOT stage IN_LIST stages)

@@ -31,6 +31,7 @@
 #include "kernels/elementwise.hpp"
 #include "kernels/gather.hpp"
 #include "kernels/gemm.hpp"
+#include "kernels/gemm_few_rows.hpp"
 #include "kernels/norm.hpp"
 #include "kernels/rotary.hpp"
 #include "kernels/softmax.hpp"
