@@ -27,6 +27,9 @@ struct gemm_few_rows {
     void operator()(Arch, const gemm_few_rows_args<T, S>& g) const;
 };
 
+template <class T, class S = T>
+using gemm_few_rows_calls = simd::calls<simd::call<gemm_few_rows, const gemm_few_rows_args<T, S>&>>;
+
 // Steps of k that a square of B holds: a register for each of its rows, or half of one where bf16 is widened.
 template <class Arch, class T, class S>
 constexpr int square_steps =
