@@ -14,10 +14,14 @@
 namespace sluice::bench {
 namespace {
 
-// OpenMP's threads and the bundled BLAS's. Other peers set OpenMP's only.
+// Of OpenMP and of the bundled BLAS. Other peers set OpenMP's only, and that is all that libtorch can be
+// asked about, so what we set is remembered here.
 void use_threads(idx threads) {
+    static int set = 0;
     const int n = static_cast<int>(threads);
-    if (at::get_num_threads() != n) at::set_num_threads(n);
+    if (set == n && at::get_num_threads() == n) return;
+    at::set_num_threads(n);
+    set = n;
 }
 
 // A view of the same memory; nothing written through one of a const view.
