@@ -4,8 +4,9 @@
 // Eager mode, which is what libtorch offers; what torch.compile makes of the same model is not measured here.
 // Results are allocated by libtorch in every call, as its users have it, except by the products, which write
 // where they are told to. Its products are those of the BLAS that it was built with: the MKL of Python's
-// package reaches less than half of the peak on AVX-512 processors of AMD (measured on Zen 5 with 2.15), which
-// explains most of what rows made of products show. That is what its users have, and not a bound on eager mode.
+// package reaches less than half of the peak on AVX-512 processors of AMD (measured on Zen 5 with 2.15),
+// which explains most of what rows made of products show. That is what its users have, and not a bound on
+// eager mode.
 #include "peers.hpp"
 
 #include <torch/nn/utils/clip_grad.h>
