@@ -42,7 +42,7 @@ struct tell {
     }
 };
 // An instruction set of other processors.
-using foreign = std::conditional_t<std::is_same_v<simd::native, simd::neon64>, simd::avx512, simd::neon64>;
+using foreign = std::conditional_t<simd::has_registers<simd::neon64>(), simd::avx512, simd::neon64>;
 
 #define ISA_TEXT_OF(name) #name
 #define ISA_TEXT(name) ISA_TEXT_OF(name)

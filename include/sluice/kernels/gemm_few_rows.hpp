@@ -46,7 +46,7 @@ SLUICE_INLINE void transpose_square(const F& row, T* out) {
         if constexpr (std::is_same_v<S, T>)
             words[r] = P::load(from);
         else if constexpr (square_steps<Arch, T, S> > size)
-            words[r] = P::load(reinterpret_cast<const float*>(from));
+            words[r] = P::load_bytes(from);
         else
             words[r] = widen<T>(*from);
     });

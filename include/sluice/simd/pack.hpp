@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #define SLUICE_INLINE inline __attribute__((always_inline))
@@ -31,6 +32,17 @@ public:
 
     static SLUICE_INLINE pack load(const T* p) { return batch::load_unaligned(p); }
     SLUICE_INLINE void store(T* p) const { v.store_unaligned(p); }
+    // A register's bytes, of whatever type they are.
+    static SLUICE_INLINE pack load_bytes(const void* p) {
+#if defined(__ARM_FEATURE_SVE)
+        // Loads there are of T: g++ moves them before the stores of another type.
+        pack bytes;
+        std::memcpy(&bytes.v.data, p, sizeof(bytes.v.data));
+        return bytes;
+#else
+        return load(static_cast<const T*>(p));
+#endif
+    }
     static SLUICE_INLINE pack load_partial(const T* p, idx n) {
         if (n >= size) return load(p);
         alignas(64) T lanes[batch::size] = {};
