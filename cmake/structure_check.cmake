@@ -10,13 +10,14 @@ endif()
 # Rules ------------------------------------------------------------------------------------------------------------
 
 # Folder -> folders whose headers its own may include. version.hpp may be included by all, sluice.hpp by none.
-set(folders core simd kernels ops layers train io parallel reference)
+set(folders core simd kernels ops layers train infer io parallel reference)
 set(may_include_core core)
 set(may_include_simd core simd)
 set(may_include_kernels core simd kernels)
 set(may_include_ops core simd kernels ops)
 set(may_include_layers core simd kernels ops layers)
 set(may_include_train core ops train)
+set(may_include_infer core ops infer)
 set(may_include_io core io)
 set(may_include_parallel core parallel)
 set(may_include_reference core reference)
@@ -24,7 +25,7 @@ set(may_include_reference core reference)
 set(may_include_layers_too io/checkpoints)
 
 # Which headers need companions. Keep the lists of exceptions short, each with its reason.
-set(needs_test core simd kernels ops train io parallel)
+set(needs_test core simd kernels ops train infer io parallel)
 # Expands lists of kernels into instances; whatever runs a kernel tests it.
 set(without_test simd/instantiate)
 set(without_reference)

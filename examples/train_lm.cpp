@@ -1,5 +1,6 @@
 // Trains a small byte-level transformer on text and writes some. By default the text is the C++ headers of
 // the Eigen installation this program was configured with. Stop it with Ctrl-C and go on with --resume.
+#include "support/byte_model.hpp"
 #include "support/bytes.hpp"
 #include "support/corpus.hpp"
 #include "support/interrupt.hpp"
@@ -20,7 +21,7 @@ namespace {
 
 using namespace sluice::examples;
 using sluice::idx;
-using model = sluice::language_model<sluice::stack<sluice::transformer_block<float>>>;
+using model = byte_model<float>;
 
 struct options {
     std::vector<std::filesystem::path> text;
@@ -37,20 +38,6 @@ struct options {
     idx sample = 400;
     double temperature = 0.7;
 };
-
-model::config_type make_config(const options& o) {
-    const idx d = o.d_model, heads = d / o.head_dim;
-    return {.embedding = {.vocabulary = 256, .d_model = d, .head = sluice::head_kind::untied},
-            .body = {.n_layers = o.layers,
-                     .layer = {.attention = {.d_model = d,
-                                             .n_heads = heads,
-                                             .n_kv_heads = heads,
-                                             .head_dim = o.head_dim,
-                                             .norm = sluice::qk_norm::per_head},
-                               .feed_forward = {.d_model = d, .d_ff = sluice::round_up(8 * d / 3, 32)},
-                               .norm = {.d_model = d}}},
-            .norm = {.d_model = d}};
-}
 
 // Weights, gradient and both moments, and all memory that training takes, made once.
 struct trainer {
@@ -187,7 +174,7 @@ void run(const options& o) {
         throw std::runtime_error("--context: the text is shorter than one window");
     const double counted = ngram_model(text.training).bits_per_byte(text.held_out);
 
-    trainer t(o, make_config(o));
+    trainer t(o, make_config(o.d_model, o.layers, o.head_dim));
     std::printf("model: %td parameters in %td layers of width %td; a step of %td bytes is %.2f GFLOP; "
                 "%td threads\n\n",
                 sluice::counts_by_role(t.weights.view).trained(), o.layers, o.d_model,
@@ -205,7 +192,12 @@ void run(const options& o) {
                 took > 0 ? 1e-9 * flops / took : 0.0, o.checkpoint.c_str());
     if (done < o.steps) std::printf("go on with the same options and --resume\n");
 
-    const std::string sample = write_text(t.net, o.prompt, o.sample, o.temperature, o.seed, t.pool);
+    std::string sample = o.prompt;
+    write_text(t.net, o.prompt, o.sample, {.temperature = o.temperature}, o.seed, t.pool,
+               [&](std::uint8_t byte) {
+                   sample += static_cast<char>(byte);
+                   return true;
+               });
     std::putchar('\n');
     std::fwrite(sample.data(), 1, sample.size(), stdout); // may hold any byte
     std::printf("\n\n");

@@ -8,7 +8,9 @@
 #include <sluice/core/layer.hpp>
 #include <sluice/core/random.hpp>
 #include <sluice/core/tensor.hpp>
+#include <sluice/infer/sampling.hpp>
 
+#include <chrono>
 #include <cmath>
 #include <numbers>
 #include <stdexcept>
@@ -86,49 +88,49 @@ double held_out_bits(const Model& model, text_bytes text, windows& w, idx most, 
     return nats / predicted / std::numbers::ln2;
 }
 
-// The byte that `draw` in [0, 1) falls on among probabilities softmax(logits / temperature); the likeliest
-// where the temperature is 0.
-inline std::uint8_t pick(std::span<const float> logits, double temperature, double draw) {
-    std::size_t best = 0;
-    for (std::size_t i = 0; i < logits.size(); ++i)
-        if (logits[i] > logits[best]) best = i;
-    if (temperature <= 0) return static_cast<std::uint8_t>(best);
-    double total = 0;
-    auto weight = [&](std::size_t i) {
-        return std::exp((static_cast<double>(logits[i]) - static_cast<double>(logits[best])) / temperature);
-    };
-    for (std::size_t i = 0; i < logits.size(); ++i) total += weight(i);
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-        draw -= weight(i) / total;
-        if (draw < 0) return static_cast<std::uint8_t>(i);
-    }
-    return static_cast<std::uint8_t>(best);
-}
+// How much was read and written, and how long the model took for it.
+struct writing {
+    idx read = 0, decoded = 0; // bytes
+    double read_seconds = 0, decode_seconds = 0;
+};
 
-// Continues a prompt: the prompt is prefilled at once, then each byte is decoded from the cache.
-template <class Model>
-std::string write_text(const Model& model, const std::string& prompt, idx n_bytes, double temperature,
-                       std::uint64_t seed, executor_ref ex) {
+// Continues a prompt by n_bytes: the prompt is prefilled at once, then each byte is decoded from the cache.
+// put(byte) is called for every new byte and returns whether to go on.
+template <class Model, class Put>
+writing write_text(const Model& model, const std::string& prompt, idx n_bytes,
+                   const sampling_config& sampling, std::uint64_t seed, executor_ref ex, Put&& put) {
     if (prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
     const idx n = static_cast<idx>(prompt.size());
     const limits most{.max_tokens = n + n_bytes, .max_rows = n, .workers = ex.concurrency()};
     const sizes need = model.bytes(most);
-    arena memory(need.state), workspace(need.workspace);
+    arena memory(need.state), workspace(need.workspace), counted;
+    dry_run counting{1};
+    const tensor_view<const float> no_logits(nullptr, 1, model.vocabulary());
+    sample_tokens(no_logits, sampling, {}, {}, counted, counting);
+    arena sampling_workspace(counted.bytes());
     auto state = model.bind_state(memory, most);
     std::vector<token_id> ids;
     for (char c : prompt) ids.push_back(static_cast<std::uint8_t>(c));
     tensor<float> logits(1, model.vocabulary());
-    model.prefill(batch::one(ids), logits, state, workspace, ex);
-    std::string out = prompt;
+    const auto seconds_of = [](auto&& work) {
+        const auto start = std::chrono::steady_clock::now();
+        work();
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    };
+    writing done{.read = n};
+    done.read_seconds = seconds_of([&] { model.prefill(batch::one(ids), logits, state, workspace, ex); });
     const random_source numbers(seed);
     for (idx i = 0; i < n_bytes; ++i) {
-        const std::uint8_t byte =
-            pick({logits.data(), static_cast<std::size_t>(logits.cols())}, temperature, numbers.uniform(i));
-        out += static_cast<char>(byte);
-        ids.assign(1, byte);
-        if (i + 1 < n_bytes) model.decode(batch::one(ids, n + i), logits, state, workspace, ex);
+        const double draw = numbers.uniform(i);
+        token_id next = 0;
+        sample_tokens(std::as_const(logits).view(), sampling, std::span(&draw, 1), std::span(&next, 1),
+                      sampling_workspace);
+        if (!put(static_cast<std::uint8_t>(next)) || i + 1 == n_bytes) break;
+        done.decode_seconds += seconds_of(
+            [&] { model.decode(batch::one(std::span(&next, 1), n + i), logits, state, workspace, ex); });
+        ++done.decoded;
     }
-    return out;
+    return done;
 }
 
 } // namespace sluice::examples

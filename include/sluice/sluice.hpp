@@ -15,11 +15,15 @@
 #include "core/tensor.hpp"
 #include "core/tensor_view.hpp"
 #include "core/types.hpp"
+#include "infer/sampling.hpp"
+#include "io/dtype.hpp"
 #include "io/file.hpp"
+#include "io/output.hpp"
 #if __has_include(<nlohmann/json.hpp>) // files need it; nothing else does
 #    include "io/json.hpp"
 #    include "io/params.hpp"
 #    include "io/safetensors.hpp"
+#    include "io/safetensors_index.hpp"
 #    include "io/safetensors_writer.hpp"
 #endif
 #include "kernels/activation.hpp"

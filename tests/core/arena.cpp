@@ -232,3 +232,46 @@ TEST_CASE("a moved-from arena is dry and the memory stays where it was") {
     c = std::move(self);
     CHECK((!c.dry() && c.used() == 64 && *p == 5));
 }
+
+TEST_CASE("an arena of shapes takes views and counts the rest") {
+    arena views(1024);
+    arena shapes = arena::shapes(views);
+    CHECK(shapes.dry());
+    CHECK(shapes.take<float>(3, 5).data() == nullptr);
+    double* at = shapes.take_views<double>(10);
+    REQUIRE(at != nullptr);
+    at[9] = 1;
+    CHECK(views.used() == 128);
+    CHECK(shapes.used() == 64);
+    arena moved(std::move(shapes));
+    CHECK(moved.take_views<double>(1) != nullptr);
+    CHECK(views.used() == 192);
+    CHECK_THROWS_AS(moved.take_views<double>(1000), sluice::capacity_error);
+
+    arena plain(256); // for all others views are like anything else
+    CHECK(plain.take_views<double>(4) != nullptr);
+    CHECK(plain.used() == 64);
+}
+
+TEST_CASE("repeated takes are counted without repeating them") {
+    arena views, a = arena::shapes(views);
+    a.take<float>(1);
+    int calls = 0;
+    auto part = [&] {
+        ++calls;
+        a.take<float>(20);
+        a.take<float>(1);
+        a.take_views<int>(3);
+    };
+    a.count(7, part);
+    CHECK(calls == 1);
+    CHECK(a.used() == 64 + 7 * 192);
+    CHECK(a.bytes() == a.used());
+    CHECK(views.used() == 7 * 64);
+    a.count(0, part);
+    CHECK(calls == 1);
+    CHECK_THROWS_AS(a.count(std::numeric_limits<sluice::idx>::max(), part), sluice::config_error);
+    arena alone;
+    alone.count(3, [&] { alone.take<float>(1); });
+    CHECK(alone.used() == 192);
+}

@@ -205,52 +205,6 @@ TEST_CASE("a coin that is fair costs one bit", "[examples][bytes]") {
     CHECK(compare_number(held_out_bits(coin{}, numbered(555), w, 0, workspace, {}), 1, 1e-14) == "");
 }
 
-TEST_CASE("pick draws by the probabilities", "[examples][bytes]") {
-    // e^1.5 : e^0.5 : e^1 over temperature 0.5 are e^3 : e^1 : e^2
-    const std::array<float, 3> logits{1.5F, 0.5F, 1.0F};
-    const double total = std::exp(3.0) + std::exp(1.0) + std::exp(2.0);
-    const double first = std::exp(3.0) / total, second = first + std::exp(1.0) / total;
-    CHECK(pick(logits, 0.5, 0) == 0);
-    CHECK(pick(logits, 0.5, first - 1e-9) == 0);
-    CHECK(pick(logits, 0.5, first + 1e-9) == 1);
-    CHECK(pick(logits, 0.5, second - 1e-9) == 1);
-    CHECK(pick(logits, 0.5, second + 1e-9) == 2);
-    CHECK(pick(logits, 0.5, 1 - 0x1p-24) == 2);
-}
-
-TEST_CASE("pick without temperature takes the likeliest, the first of equals", "[examples][bytes]") {
-    const std::array<float, 4> logits{-1, 3, 3, 2};
-    for (double draw : {0.0, 0.5, 1 - 0x1p-24}) {
-        CHECK(pick(logits, 0, draw) == 1);
-        CHECK(pick(logits, 1e-300, draw) == (draw < 0.5 ? 1 : 2)); // both of the equals
-        CHECK(pick(std::array<float, 3>{1, 2, 5}, 1e-300, draw) == 2);
-    }
-    std::array<float, 256> all{};
-    all[255] = 1;
-    CHECK(pick(all, 0, 0.3) == 255);
-    // so hot that all are alike
-    std::array<int, 4> drawn{};
-    for (int i = 0; i < 100; ++i) ++drawn[pick(logits, 1e300, i / 100.0 + 0.005)];
-    CHECK(drawn == std::array<int, 4>{25, 25, 25, 25});
-}
-
-TEST_CASE("pick stays in range whatever the logits", "[examples][bytes]") {
-    const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
-    const float most = std::numeric_limits<float>::max();
-    for (const auto& logits : {std::array<float, 3>{nan, nan, nan}, std::array<float, 3>{nan, 1, 2},
-                               std::array<float, 3>{1, nan, 2}, std::array<float, 3>{-inf, -inf, -inf},
-                               std::array<float, 3>{inf, 1, inf}, std::array<float, 3>{most, -most, 0}})
-        for (double temperature : {0.0, 1e-300, 0.7, 1e300})
-            for (double draw : {0.0, 0.5, 1 - 0x1p-24}) CHECK(pick(logits, temperature, draw) < 3);
-    for (double temperature : {0.0, 0.7}) {
-        CHECK(pick(std::array<float, 3>{1, -inf, nan}, 0, 0.5) == 0);
-        CHECK(pick(std::array<float, 3>{1, 2, nan}, 0, 0.5) == 1);
-        CHECK(pick(std::array<float, 3>{most, -most, 0}, temperature, 0.9) == 0);
-        CHECK(pick(std::array<float, 3>{0, inf, 1}, temperature, 0.1) == 1);
-        CHECK(pick(std::array<float, 3>{-inf, 0, -inf}, temperature, 0.99) == 1);
-    }
-}
-
 namespace {
 
 // Writes the byte one above the one before it, and checks that it is called as a cache wants to be.
@@ -307,26 +261,57 @@ struct flat_model : counting_model {
 
 } // namespace
 
-TEST_CASE("text goes on where the prompt ends", "[examples][bytes]") {
-    counting_model::prompt() = 0;
-    CHECK(write_text(counting_model{}, "xya", 5, 0, 1, {}) == "xyabcdef");
-    CHECK(counting_model::prompt() == 3);
-    CHECK(write_text(counting_model{}, "a", 1, 0.5, 1, {}) == "ab");
-    const std::string wrapped = write_text(counting_model{}, "\xFE", 3, 0, 1, {});
-    CHECK(wrapped == std::string("\xFE\xFF\x00\x01", 4));
-    CHECK(write_text(counting_model{}, "a", 0, 0, 1, {}) == "a");
+namespace {
+
+template <class Model>
+std::string text_of(const Model& model, const std::string& prompt, idx n_bytes, double temperature,
+                    std::uint64_t seed) {
+    std::string text = prompt;
+    const auto put = [&](std::uint8_t byte) {
+        text += static_cast<char>(byte);
+        return true;
+    };
+    const writing done = write_text(model, prompt, n_bytes, {.temperature = temperature}, seed, {}, put);
+    CHECK(done.read == static_cast<idx>(prompt.size()));
+    CHECK(done.decoded == std::max<idx>(n_bytes - 1, 0)); // the first comes from the prompt
+    CHECK((done.read_seconds >= 0 && done.decode_seconds >= 0));
+    return text;
 }
 
-TEST_CASE("text needs a prompt", "[examples][bytes]") {
-    CHECK_THROWS_WITH(write_text(counting_model{}, "", 5, 0, 1, {}), "--prompt: must not be empty");
-    CHECK_THROWS_AS(write_text(counting_model{}, "", 5, 0, 1, {}), std::runtime_error);
+} // namespace
+
+TEST_CASE("text goes on where the prompt ends", "[examples][bytes]") {
+    counting_model::prompt() = 0;
+    CHECK(text_of(counting_model{}, "xya", 5, 0, 1) == "xyabcdef");
+    CHECK(counting_model::prompt() == 3);
+    CHECK(text_of(counting_model{}, "a", 1, 0.5, 1) == "ab");
+    const std::string wrapped = text_of(counting_model{}, "\xFE", 3, 0, 1);
+    CHECK(wrapped == std::string("\xFE\xFF\x00\x01", 4));
+    CHECK(text_of(counting_model{}, "a", 0, 0, 1) == "a");
+}
+
+TEST_CASE("text ends where its reader wants no more", "[examples][bytes]") {
+    std::string text;
+    const auto put = [&](std::uint8_t byte) {
+        text += static_cast<char>(byte);
+        return text.size() < 3;
+    };
+    const writing done = write_text(counting_model{}, "a", 100, {.temperature = 0}, 1, {}, put);
+    CHECK(text == "bcd");
+    CHECK(done.decoded == 2);
+}
+
+TEST_CASE("text needs a prompt and settings in range", "[examples][bytes]") {
+    CHECK_THROWS_WITH(text_of(counting_model{}, "", 5, 0, 1), "--prompt: must not be empty");
+    CHECK_THROWS_AS(text_of(counting_model{}, "", 5, 0, 1), std::runtime_error);
+    CHECK_THROWS_AS(text_of(counting_model{}, "a", 5, -1, 1), sluice::config_error);
 }
 
 TEST_CASE("text depends on the seed alone", "[examples][bytes]") {
-    const std::string text = write_text(flat_model{}, "a", 200, 1, 7, {});
+    const std::string text = text_of(flat_model{}, "a", 200, 1, 7);
     CHECK(text.size() == 201);
-    CHECK(write_text(flat_model{}, "a", 200, 1, 7, {}) == text);
-    CHECK(write_text(flat_model{}, "a", 200, 1, 8, {}) != text);
-    CHECK(write_text(flat_model{}, "a", 100, 1, 7, {}) == text.substr(0, 101)); // and not on how long it gets
+    CHECK(text_of(flat_model{}, "a", 200, 1, 7) == text);
+    CHECK(text_of(flat_model{}, "a", 200, 1, 8) != text);
+    CHECK(text_of(flat_model{}, "a", 100, 1, 7) == text.substr(0, 101)); // and not on how long it gets
     CHECK(std::set<char>(text.begin(), text.end()).size() > 100);
 }

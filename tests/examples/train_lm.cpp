@@ -4,106 +4,18 @@
 
 #if defined(SLUICE_TRAIN_LM) && !defined(_WIN32)
 
+#    include "support/process.hpp"
+
 #    include <sluice/core/random.hpp>
 
 #    include <algorithm>
-#    include <cerrno>
-#    include <chrono>
-#    include <csignal>
-#    include <cstdio>
 #    include <cstdlib>
-#    include <filesystem>
-#    include <fstream>
-#    include <iterator>
 #    include <regex>
-#    include <string>
-#    include <thread>
-#    include <vector>
-
-#    include <fcntl.h>
-#    include <sys/resource.h>
-#    include <sys/wait.h>
-#    include <unistd.h>
 
 namespace fs = std::filesystem;
-using sluice::test::contains_text;
+using namespace sluice::test;
 
 namespace {
-
-using arguments = std::vector<std::string>;
-
-struct outcome {
-    int status = 0; // of the program; minus the signal that ended it
-    std::string out, err;
-};
-
-std::string get(const fs::path& path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-}
-void put(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
-
-// A program under way, with what it prints in two files.
-class process {
-public:
-    process(const fs::path& folder, const arguments& args) : out_(folder / "out"), err_(folder / "err") {
-        arguments all{SLUICE_TRAIN_LM};
-        all.insert(all.end(), args.begin(), args.end());
-        std::vector<char*> argv;
-        for (auto& a : all) argv.push_back(a.data());
-        argv.push_back(nullptr);
-        child_ = ::fork();
-        REQUIRE(child_ >= 0);
-        if (child_ == 0) {
-            redirect(out_, STDOUT_FILENO);
-            redirect(err_, STDERR_FILENO);
-            const rlimit no_core{0, 0};
-            ::setrlimit(RLIMIT_CORE, &no_core);
-            std::signal(SIGINT, SIG_DFL); // a program in the background may ignore it
-            ::alarm(120);                 // a program that hangs is ended, which is seen
-            ::execv(argv[0], argv.data());
-            ::_exit(127);
-        }
-    }
-    process(const process&) = delete;
-    ~process() {
-        if (child_ > 0) {
-            ::kill(child_, SIGKILL);
-            (void)wait();
-        }
-    }
-    void interrupt() const { ::kill(child_, SIGINT); }
-
-    // Until it has a handler for SIGINT, or is gone.
-    void wait_for_handler() const {
-#    if defined(__linux__)
-        for (int i = 0; i < 6000; ++i) {
-            const std::string status = get("/proc/" + std::to_string(child_) + "/status");
-            const auto at = status.find("SigCgt:");
-            if (at == status.npos) return;
-            if ((std::stoull(status.substr(at + 7), nullptr, 16) >> (SIGINT - 1) & 1) != 0) return;
-            std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        }
-#    else
-        std::this_thread::sleep_for(std::chrono::seconds(3));
-#    endif
-    }
-    outcome wait() {
-        int status = 0;
-        while (::waitpid(child_, &status, 0) < 0 && errno == EINTR) {
-        }
-        child_ = -1;
-        return {WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), get(out_), get(err_)};
-    }
-
-private:
-    static void redirect(const fs::path& path, int to) {
-        const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-        if (fd < 0 || ::dup2(fd, to) < 0) ::_exit(126);
-    }
-    fs::path out_, err_;
-    pid_t child_ = -1;
-};
 
 // A folder with some text, and the runs in it.
 class workplace {
@@ -144,7 +56,7 @@ public:
         }
         return all;
     }
-    outcome run(const arguments& args) const { return process(path_, args).wait(); }
+    outcome run(const arguments& args) const { return process(SLUICE_TRAIN_LM, path_, args).wait(); }
     outcome run_tiny(const arguments& more = {}) const { return run(tiny(more)); }
     outcome done(const arguments& more = {}) const {
         outcome o = run_tiny(more);
@@ -268,7 +180,7 @@ TEST_CASE("the number of threads and the sample change no weight", "[examples][t
 TEST_CASE("SIGINT ends a long run in good order", "[examples][train_lm]") {
     const workplace here;
     const arguments endless = here.tiny({"--steps", "1000000"});
-    process run(here.path(), endless);
+    process run(SLUICE_TRAIN_LM, here.path(), endless);
     run.wait_for_handler();
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     run.interrupt();

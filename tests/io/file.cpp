@@ -1,72 +1,34 @@
 #include "support/catch.hpp"
-#include "support/scratch_path.hpp"
+#include "support/scratch_folder.hpp"
 
 #include <sluice/io/file.hpp>
 
-#include <array>
-#include <filesystem>
-#include <fstream>
 #include <limits>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #if SLUICE_HAS_MMAP
 #    include <csignal>
+#    include <functional>
 #    include <sys/resource.h>
 #    include <sys/stat.h>
+#    include <sys/wait.h>
 #    include <unistd.h>
+#endif
+#if defined(__linux__)
+#    include <sys/syscall.h>
 #endif
 
 namespace io = sluice::io;
 namespace fs = std::filesystem;
+using folder = sluice::test::scratch_folder;
 using io::checked_size;
+using sluice::test::bytes_of;
+using sluice::test::complaint;
 using sluice::test::contains_text;
+using sluice::test::get;
+using sluice::test::put;
+using sluice::test::text_of;
 
 namespace {
-
-// A folder of this test's own, removed with all it holds.
-class folder {
-public:
-    explicit folder(const std::string& name) : path_(sluice::test::scratch_path("file_" + name)) {
-        fs::remove_all(path_);
-        fs::create_directories(path_);
-    }
-    folder(const folder&) = delete;
-    ~folder() {
-        std::error_code ignored;
-        fs::remove_all(path_, ignored);
-    }
-    std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-    std::size_t entries() const {
-        return static_cast<std::size_t>(
-            std::distance(fs::directory_iterator(path_), fs::directory_iterator()));
-    }
-
-private:
-    fs::path path_;
-};
-
-void put(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
-std::string get(const std::string& path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-}
-std::string text_of(const io::file& f) {
-    return {reinterpret_cast<const char*>(f.bytes().data()), f.bytes().size()};
-}
-std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
-
-// The message of the input_error that `call` throws.
-template <class F>
-std::string complaint(F&& call) {
-    try {
-        call();
-    } catch (const sluice::input_error& e) {
-        return e.what();
-    }
-    return "";
-}
 
 constexpr std::uint64_t most = static_cast<std::uint64_t>(std::numeric_limits<sluice::idx>::max());
 
@@ -124,6 +86,12 @@ TEST_CASE("from_memory copies and names") {
     CHECK(io::from_memory({}, "nothing").bytes().empty());
 }
 
+TEST_CASE("messages hold no control characters of a file") {
+    const std::string said =
+        complaint([] { io::detail::fail("f", std::string("holds \"a\0b\x1B[2J\n\x7F\xC3\xA9\"", 19)); });
+    CHECK(said == "f: holds \"a?b?[2J??\xC3\xA9\"");
+}
+
 TEST_CASE("files longer than the limit are refused before memory is taken") {
     const folder here("limit");
     put(here / "a", "0123456789");
@@ -143,70 +111,6 @@ TEST_CASE("missing files and folders are told by name") {
     CHECK_THROWS_AS(io::read(""), sluice::input_error);
 }
 
-TEST_CASE("a new file appears with what was written") {
-    const folder here("new");
-    io::write_beside_and_rename(here / "a", [](io::output& out) {
-        out.write(bytes_of("hello "));
-        out.write({});
-        out.write(bytes_of("world"));
-    });
-    CHECK(get(here / "a") == "hello world");
-    CHECK(here.entries() == 1);
-    io::write_beside_and_rename(here / "empty", [](io::output&) {});
-    CHECK(get(here / "empty").empty());
-    CHECK(here.entries() == 2);
-}
-
-TEST_CASE("pieces of all lengths arrive in order") {
-    const folder here("pieces");
-    std::string expected;
-    io::write_beside_and_rename(here / "a", [&](io::output& out) {
-        for (const std::size_t n :
-             std::vector<std::size_t>{1, 70'000, 3, 65'535, 65'536, 65'537, 0, 200'000, 5}) {
-            std::string piece(n, '?');
-            for (std::size_t i = 0; i < n; ++i) piece[i] = static_cast<char>(expected.size() + i);
-            out.write(bytes_of(piece));
-            expected += piece;
-        }
-    });
-    CHECK(get(here / "a") == expected);
-}
-
-TEST_CASE("an exception of the writer leaves the old file and no other") {
-    const folder here("exception");
-    put(here / "a", "old");
-    for (const std::size_t n : std::vector<std::size_t>{3, 300'000}) {
-        CHECK_THROWS_WITH(io::write_beside_and_rename(here / "a",
-                                                      [&](io::output& out) {
-                                                          out.write(bytes_of(std::string(n, 'x')));
-                                                          throw std::runtime_error("no more");
-                                                      }),
-                          "no more");
-        CHECK(get(here / "a") == "old");
-        CHECK(here.entries() == 1);
-    }
-}
-
-TEST_CASE("a file is replaced as a whole") {
-    const folder here("replace");
-    put(here / "a", "old and long");
-    io::write_beside_and_rename(here / "a", [&](io::output& out) {
-        out.write(bytes_of(std::string(100'000, 'n')));
-        CHECK(get(here / "a") == "old and long");
-    });
-    CHECK(get(here / "a") == std::string(100'000, 'n'));
-    CHECK(here.entries() == 1);
-}
-
-TEST_CASE("saving where nothing can be written is told by name") {
-    const folder here("nowhere");
-    auto save = [&](const std::string& path) {
-        return complaint([&] { io::write_beside_and_rename(path, [](io::output&) { FAIL("was called"); }); });
-    };
-    CHECK_THAT(save(here / "none/a"), contains_text(here / "none/a" + ": cannot be written beside"));
-    CHECK(save(here / ".") == here / "." + ": is not a regular file");
-}
-
 #if SLUICE_HAS_MMAP
 
 TEST_CASE("devices and FIFOs are refused at once") {
@@ -219,9 +123,6 @@ TEST_CASE("devices and FIFOs are refused at once") {
     CHECK(complaint([&] { io::map(here / "."); }) == here / "." + ": is not a regular file");
     CHECK(complaint([&] { io::map(here / "no"); }) ==
           here / "no" + ": cannot be opened: No such file or directory");
-    CHECK(complaint([&] {
-              io::write_beside_and_rename(here / "fifo", [](io::output&) { FAIL("was called"); });
-          }) == here / "fifo" + ": is not a regular file");
     CHECK(here.entries() == 1);
 }
 
@@ -248,15 +149,6 @@ TEST_CASE("map shows the content and outlives the file's name") {
     CHECK(io::map(here / "empty").bytes().empty());
 }
 
-TEST_CASE("a mapped file replaced by a save keeps its old content") {
-    const folder here("map_replace");
-    put(here / "a", "old");
-    const io::file f = io::map(here / "a");
-    io::write_beside_and_rename(here / "a", [](io::output& out) { out.write(bytes_of("new")); });
-    CHECK(text_of(f) == "old");
-    CHECK(get(here / "a") == "new");
-}
-
 TEST_CASE("a mapped file may be larger than memory") {
     const folder here("sparse");
     put(here / "a", "");
@@ -268,63 +160,119 @@ TEST_CASE("a mapped file may be larger than memory") {
     CHECK(f.bytes().back() == std::byte{0});
 }
 
-TEST_CASE("a save that runs out of room leaves the old file and no other") {
-    const folder here("full");
-    put(here / "a", "old");
-    rlimit old{};
-    REQUIRE(::getrlimit(RLIMIT_FSIZE, &old) == 0);
-    auto* handler = std::signal(SIGXFSZ, SIG_IGN);
-    rlimit small = old;
-    small.rlim_cur = 100'000;
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
-    const std::string message = complaint([&] {
-        io::write_beside_and_rename(here / "a", [](io::output& out) {
-            for (int i = 0; i < 100; ++i) out.write(bytes_of(std::string(10'000, 'x')));
-        });
-    });
-    ::setrlimit(RLIMIT_FSIZE, &old);
-    std::signal(SIGXFSZ, handler);
-    CHECK(message == here / "a" + ": cannot be written: File too large");
-    CHECK(get(here / "a") == "old");
-    CHECK(here.entries() == 1);
+TEST_CASE("prefetching a mapped file changes nothing but where its pages are") {
+    const folder here("prefetch");
+    put(here / "a", std::string(100'000, 'x'));
+    const io::file f = io::map(here / "a");
+    CHECK(f.descriptor() >= 0);
+    CHECK_NOTHROW(io::prefetch(f));
+    CHECK(text_of(f) == std::string(100'000, 'x'));
+    fs::remove(here / "a");
+    CHECK_NOTHROW(io::prefetch(f));
+    put(here / "empty", "");
+    CHECK_NOTHROW(io::prefetch(io::map(here / "empty")));
+    CHECK_NOTHROW(io::prefetch(io::file()));
+    CHECK_NOTHROW(io::prefetch(io::from_memory(bytes_of("abc"), "abc")));
 }
 
-TEST_CASE("a replaced file keeps its permissions") {
-    const folder here("mode");
-    put(here / "a", "old");
-    fs::permissions(here / "a", fs::perms::owner_read | fs::perms::owner_write);
-    io::write_beside_and_rename(here / "a", [](io::output&) {});
-    CHECK(fs::status(here / "a").permissions() == (fs::perms::owner_read | fs::perms::owner_write));
+TEST_CASE("a mapped file of another size is told when it is prefetched") {
+    const folder here("resized");
+    put(here / "a", std::string(10'000, 'x'));
+    const io::file f = io::map(here / "a");
+    for (const std::uintmax_t now : {std::uintmax_t{9'999}, std::uintmax_t{0}, std::uintmax_t{10'001}}) {
+        fs::resize_file(here / "a", now);
+        CHECK(complaint([&] { io::prefetch(f); }) ==
+              here / "a" + ": changed from 10000 to " + std::to_string(now) + " bytes since it was mapped");
+    }
+    fs::resize_file(here / "a", 10'000);
+    CHECK_NOTHROW(io::prefetch(f));
 }
 
-TEST_CASE("a symbolic link is replaced and its target is not") {
-    const folder here("link");
-    put(here / "target", "old");
-    fs::create_symlink(here / "target", here / "link");
-    io::write_beside_and_rename(here / "link", [](io::output& out) { out.write(bytes_of("new")); });
-    CHECK_FALSE(fs::is_symlink(here / "link"));
-    CHECK(get(here / "link") == "new");
-    CHECK(get(here / "target") == "old");
+TEST_CASE("a file that is read is not kept open") {
+    const folder here("closed");
+    put(here / "a", "hello");
+    CHECK(io::read(here / "a").descriptor() == -1);
+    const int before = ::dup(0);
+    ::close(before);
+    const io::file read = io::read(here / "a");
+    {
+        const io::file mapped = io::map(here / "a");
+        const int above = ::dup(0);
+        ::close(above);
+        CHECK(above == before + 1);
+    }
+    const int after = ::dup(0);
+    ::close(after);
+    CHECK(after == before);
 }
 
-TEST_CASE("a leftover temporary of the same name is neither used nor removed") {
-    const folder here("leftover");
-    const std::string leftover = here / ("a.tmp-" + std::to_string(::getpid()) + "-0");
-    put(leftover, "of a crash");
-    io::write_beside_and_rename(here / "a", [](io::output& out) { out.write(bytes_of("new")); });
-    CHECK(get(here / "a") == "new");
-    CHECK(get(leftover) == "of a crash");
+// As the comment in the header says; nothing a library can do about it.
+TEST_CASE("reading beyond the end of a mapped file that was cut ends the program") {
+    const folder here("cut");
+    put(here / "a", std::string(100'000, 'x'));
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+        const rlimit no_core{0, 0};
+        ::setrlimit(RLIMIT_CORE, &no_core);
+        std::signal(SIGBUS, SIG_DFL);
+        const io::file f = io::map(here / "a");
+        fs::resize_file(here / "a", 0);
+        const volatile std::byte* last = &f.bytes().back();
+        ::_exit(static_cast<int>(*last) == 'x' ? 1 : 2);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK(WIFSIGNALED(status));
+    CHECK(WTERMSIG(status) == SIGBUS);
 }
 
-TEST_CASE("a path without a folder means the current one") {
-    const folder here("relative");
-    const fs::path old = fs::current_path();
-    fs::current_path(here / ".");
-    io::write_beside_and_rename("plain", [](io::output& out) { out.write(bytes_of("x")); });
-    const io::file f = io::read("plain");
-    fs::current_path(old);
-    CHECK(text_of(f) == "x");
-    CHECK(get(here / "plain") == "x");
+#    if defined(__linux__)
+
+// The program's own pread is what the library calls.
+namespace {
+std::function<std::size_t(std::size_t)> interfere; // bytes to ask for instead; 0: interrupt
+} // namespace
+extern "C" ssize_t pread(int fd, void* to, std::size_t n, off_t at) {
+    if (interfere) n = interfere(n);
+    if (n == 0) {
+        errno = EINTR;
+        return -1;
+    }
+    return ::syscall(SYS_pread64, fd, to, n, at);
 }
+
+TEST_CASE("short reads and interrupted reads are gone on with") {
+    const folder here("short");
+    std::string text;
+    for (int i = 0; i < 3000; ++i) text += std::to_string(i);
+    put(here / "a", text);
+    int calls = 0;
+    interfere = [&](std::size_t n) { return ++calls % 3 == 0 ? 0 : std::min<std::size_t>(n, 777); };
+    const io::file f = io::read(here / "a");
+    interfere = {};
+    CHECK(calls > 15);
+    CHECK(text_of(f) == text);
+}
+
+TEST_CASE("a file that is cut or grows while it is read is an error") {
+    const folder here("changing");
+    auto complaint_of = [&](std::uintmax_t size) {
+        put(here / "a", std::string(3000, 'x'));
+        int calls = 0;
+        interfere = [&](std::size_t n) {
+            if (++calls == 2) fs::resize_file(here / "a", size);
+            return std::min<std::size_t>(n, 1000);
+        };
+        std::string said = complaint([&] { io::read(here / "a"); });
+        interfere = {};
+        return said;
+    };
+    CHECK(complaint_of(1000) == here / "a" + ": ends after 1000 of 3000 bytes");
+    CHECK(complaint_of(2500) == here / "a" + ": ends after 2500 of 3000 bytes");
+    CHECK(complaint_of(4000) == here / "a" + ": changed from 3000 to 4000 bytes while it was read");
+}
+
+#    endif
 
 #endif

@@ -39,6 +39,10 @@ std::string complaint(std::string_view text, const io::json_limits& limits = {})
     return "";
 }
 
+struct tolerant : recorder {
+    void other(const io::json_place& at) { note(at, "other"); }
+};
+
 struct thrower : recorder {
     void number(const io::json_place&, std::uint64_t) { throw 7; }
 };
@@ -158,4 +162,14 @@ TEST_CASE("quoted text reads back as it was") {
 TEST_CASE("quoting refuses what is not UTF-8") {
     CHECK_THROWS_AS(io::json_quote("a\xFF", "writer"), sluice::input_error);
     CHECK_THROWS_WITH(io::json_quote("a\xFF", "writer"), "writer: \"a\xFF\" is not UTF-8");
+}
+
+TEST_CASE("a handler may take the other values") {
+    const std::string text = R"({"a":[null,true,-1,2.5,1e3],"b":7})";
+    tolerant r;
+    io::read_json(text, "f", r);
+    CHECK(r.events == std::vector<std::string>{"0:{", "1:a/[", "2:a/other", "2:a/other", "2:a/other",
+                                               "2:a/other", "2:a/other", "1:a/close", "1:b/7", "0:close"});
+    CHECK_THROWS_AS(io::read_json("[1e400]", "f", r), sluice::input_error);
+    CHECK_THROWS_AS(io::read_json("[nan]", "f", r), sluice::input_error);
 }

@@ -4,6 +4,7 @@
 
 #include <sluice/core/random.hpp>
 #include <sluice/io/params.hpp>
+#include <sluice/layers/compose.hpp>
 
 #include <filesystem>
 #include <string>
@@ -216,8 +217,68 @@ TEST_CASE("tensors out of alignment can be loaded and not bound") {
     CHECK((p.view.w_up(0, 0) == 0 && p.view.running(0, 1) == 0));
     arena dry;
     auto bound = toy_params<const float>::bind(dry, config);
-    const std::string odd = " is not aligned to 4 bytes in the file; use copy_to";
+    const std::string odd = " is not aligned to 4 bytes in the file; use copy_to or copy_misaligned";
     CHECK_THROWS_WITH(io::bind_params(file, "", bound),
                       "odd: 3 of 3 parameters do not fit: w_up" + odd + "; bias" + odd + "; running" + odd);
     CHECK(bound.w_up.data() == nullptr);
+}
+
+namespace {
+
+template <class W>
+using toy_stack = sluice::stack_params<toy_params<W>>;
+using toy_stack_config = sluice::stack_config<toy_config>;
+
+} // namespace
+
+TEST_CASE("stacks of layers are bound with memory for their views") {
+    const toy_stack_config config{.n_layers = 3, .layer = {}};
+    sluice::owned_params<toy_stack<float>> p(config);
+    fill_all(p.view, 1);
+    io::safetensors_writer writer;
+    io::save_params(writer, "m.", p.view);
+    const saved s(writer);
+    io::bound_params<toy_stack<const float>> first(s.file(), "m.", config);
+    const io::bound_params<toy_stack<const float>> bound(std::move(first));
+    REQUIRE(bound.view.layers.size() == 3);
+    for (std::size_t i = 0; i < 3; ++i) {
+        CHECK(bound.view.layers[i].w_up(2, 4) == p.view.layers[i].w_up(2, 4));
+        CHECK(bound.view.layers[i].w_up.data() ==
+              bound.source.view<float>("m." + std::to_string(i) + ".w_up").data());
+    }
+    CHECK_THROWS_WITH((io::bind<toy_stack<const float>>(s.file(), "m.", config)),
+                      "io::bind: the number of layers is known at run time only; use io::bound_params");
+    CHECK_THROWS_WITH(
+        (io::bound_params<toy_stack<const float>>(s.file(), "m.",
+                                                  toy_stack_config{.n_layers = 4, .layer = {}})),
+        s.path() +
+            ": 3 of 12 parameters do not fit: m.3.w_up is missing; m.3.bias is missing; m.3.running is "
+            "missing");
+    CHECK(io::bound_params<toy_stack<const float>>(s.file(), "x.", toy_stack_config{}).view.layers.empty());
+}
+
+TEST_CASE("configs with absurd sizes are refused without memory or delay") {
+    const saved s{io::safetensors_writer()};
+    auto said = [&](idx n_layers, const toy_config& layer) {
+        try {
+            (void)io::bound_params<toy_stack<const float>>(
+                s.file(), "", toy_stack_config{.n_layers = n_layers, .layer = layer});
+        } catch (const sluice::error& e) {
+            return std::string(e.what());
+        }
+        return std::string();
+    };
+    const std::string few = s.path() + ": holds 0 tensors, too few for the layers that the config asks for";
+    CHECK(said(1000, {}) == few);
+    CHECK(said(idx{1} << 40, {}) == few);
+    CHECK(said(idx{1} << 55, {}) != "");
+    CHECK(said(std::numeric_limits<idx>::max(), {}) != "");
+    CHECK(said(-1, {}) == "stack: n_layers must not be negative");
+    CHECK(said(1, {.rows = idx{1} << 62, .cols = 4}) == "arena: 4611686018427387904 x 4 is no shape");
+    CHECK(said(1, {.rows = -1, .cols = 4}) == "arena: -1 x 4 is no shape");
+    CHECK(said(1, {.rows = std::numeric_limits<idx>::max(), .cols = 1}) != "");
+    using sluice::params_bytes;
+    const std::size_t one = params_bytes<toy_params<float>>(toy_config{});
+    CHECK(params_bytes<toy_stack<float>>(toy_stack_config{.n_layers = idx{1} << 40, .layer = {}}) >=
+          (std::size_t{1} << 40) * one);
 }

@@ -103,17 +103,11 @@ TEST_CASE("the smallest file holds nothing") {
     CHECK(parse(with_length(19, "{\"__metadata__\":{}}")).metadata().empty());
 }
 
-TEST_CASE("all types have their name and size") {
-    const std::vector<std::pair<std::string, std::size_t>> all{
-        {"F64", 8},     {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1},
-        {"F8_E8M0", 1}, {"I64", 8}, {"I32", 4}, {"I16", 2},  {"I8", 1},      {"U64", 8},
-        {"U32", 4},     {"U16", 2}, {"U8", 1},  {"BOOL", 1}};
-    REQUIRE(all.size() == io::dtype_table.size());
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        const auto& [name, bytes] = all[i];
-        CHECK((io::dtype_table[i].name == name && io::facts(static_cast<io::dtype>(i)).bytes == bytes));
-        const std::string header = R"({"t":{"dtype":")" + name + R"(","shape":[3],"data_offsets":[0,)" +
-                                   std::to_string(3 * bytes) + "]}}";
+TEST_CASE("tensors of all types are read") {
+    for (std::size_t i = 0; i < io::dtype_table.size(); ++i) {
+        const auto& [name, bytes] = io::dtype_table[i];
+        const std::string header = R"({"t":{"dtype":")" + std::string(name) +
+                                   R"(","shape":[3],"data_offsets":[0,)" + std::to_string(3 * bytes) + "]}}";
         const auto f = parse(made(header, 3 * bytes));
         CHECK(f.info("t").type == static_cast<io::dtype>(i));
         CHECK(f.info("t").bytes.size() == 3 * bytes);
@@ -418,12 +412,81 @@ TEST_CASE("misaligned tensors are copied instead") {
     const auto& aligned = odd ? g : f;
     CHECK_NOTHROW(aligned.view<bf16>("c"));
     CHECK_THROWS_WITH(misaligned.view<bf16>("c"),
-                      "f: \"c\" is not aligned to 2 bytes in the file; use copy_to");
+                      "f: \"c\" is not aligned to 2 bytes in the file; use copy_to or copy_misaligned");
     sluice::tensor<bf16> c(4, 2);
     misaligned.copy_to("c", c.view());
     CHECK(c(0, 0).bits == 0x1A19);
     CHECK(c(3, 1).bits == 0x2827);
     CHECK_NOTHROW(misaligned.view<double>("empty")); // holds nothing to be misaligned
+}
+
+TEST_CASE("misaligned tensors are copied on request and can be viewed then") {
+    auto f = parse(small_file());
+    auto odd = parse(made(small_header + " ", 41)); // the data begins one byte later
+    for (io::safetensors* file : {&f, &odd}) {
+        const auto before = file->tensors();
+        file->copy_misaligned();
+        for (const auto& [name, old] : before) {
+            const auto& now = file->info(name);
+            CHECK((now.type == old.type && now.shape == old.shape));
+            CHECK(std::equal(now.bytes.begin(), now.bytes.end(), old.bytes.begin(), old.bytes.end()));
+        }
+        CHECK(file->view<float>("a").data() != nullptr);
+        CHECK(file->view<bf16>("c")(3, 1).bits == 0x2827);
+        const auto after = file->tensors();
+        file->copy_misaligned(); // nothing is left to copy
+        for (const auto& [name, t] : after) CHECK(file->info(name).bytes.data() == t.bytes.data());
+    }
+    // those that were aligned stay where they are, and what was copied lives as long as a copy does
+    io::safetensors copy = parse(with_length(2, "{}"));
+    {
+        auto again = parse(small_file());
+        const auto* b = again.info("b").bytes.data();
+        again.copy_misaligned();
+        CHECK(again.info("b").bytes.data() == b);
+        copy = again;
+    }
+    CHECK(copy.view<bf16>("c")(0, 0).bits == 0x1A19);
+}
+
+TEST_CASE("half and eight bits are viewed and copied as their types") {
+    const std::string header = R"({"h":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},)"
+                               R"("q":{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[4,8]}})";
+    const auto f = parse(made(header + std::string(8 - header.size() % 8, ' '), 8));
+    CHECK(f.view<sluice::half>("h")(0, 1).bits == 0x0302);
+    CHECK(f.view<sluice::f8_e4m3>("q")(1, 1).bits == 7);
+    sluice::tensor<sluice::f8_e4m3> q(2, 2);
+    f.copy_to("q", q.view());
+    CHECK(q(1, 0).bits == 6);
+    CHECK_THROWS_WITH(f.view<bf16>("h"), "f: \"h\" must be BF16, is F16 [2]");
+    CHECK_THROWS_WITH(f.view<sluice::half>("q"), "f: \"q\" must be F16, is F8_E4M3 [2, 2]");
+    CHECK_THROWS_WITH(f.view<std::int8_t>("q"), "f: \"q\" must be I8, is F8_E4M3 [2, 2]");
+}
+
+TEST_CASE("files that belong together are one set") {
+    auto one = [](const std::string& name, const std::string& tensor, char fill,
+                  const std::string& metadata) {
+        const std::string header = R"({"__metadata__":{)" + metadata + R"(},")" + tensor +
+                                   R"(":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})";
+        const std::string bytes = with_length(header.size(), header) + std::string(2, fill);
+        return io::safetensors(io::from_memory(std::as_bytes(std::span(bytes)), name));
+    };
+    io::safetensors both = parse(with_length(2, "{}"));
+    {
+        const std::vector<io::safetensors> parts{one("x", "b", 3, R"("k":"first","x":"1")"),
+                                                 one("y", "a", 5, R"("k":"second","y":"2")")};
+        both = {"whole", parts};
+    }
+    CHECK(both.path() == "whole");
+    CHECK(both.names() == std::vector<std::string>{"a", "b"});
+    CHECK(both.view<std::uint8_t>("a")(0, 1) == 5);
+    CHECK(both.view<std::uint8_t>("b")(0, 0) == 3);
+    CHECK(both.metadata() == std::map<std::string, std::string>{{"k", "first"}, {"x", "1"}, {"y", "2"}});
+    CHECK_THROWS_WITH(both.info("c"), "whole: no tensor \"c\"");
+    CHECK_NOTHROW(both.prefetch());
+    const std::vector<io::safetensors> twice{one("x", "a", 3, ""), one("y", "a", 5, "")};
+    CHECK_THROWS_WITH(io::safetensors("whole", twice), "whole: \"a\" is in y and in another file");
+    CHECK(io::safetensors("none", {}).names().empty());
 }
 
 TEST_CASE("copy_to fills a view row by row") {

@@ -410,3 +410,26 @@ TEST_CASE("a workspace that is too small leaves the state as it was") {
     CHECK(refused > 3);
     CHECK_NOTHROW(net.extend(sluice::batch::one(ids), logits, state, enough));
 }
+
+TEST_CASE("too little memory for a gradient is found before it is added to") {
+    const suite::subject s(windowed);
+    const auto& m = s.layer.inner();
+    const sample<double> rows({5, 2}, 0, 75);
+    const auto targets = next_tokens(rows);
+    const auto need = m.bytes({.max_rows = 7, .n_sequences = 2});
+    spread_params<model_params<double>, double> grad(windowed);
+    auto refused = [&](std::size_t tape_bytes, std::size_t workspace_bytes) {
+        arena tape(tape_bytes), workspace(workspace_bytes);
+        CHECK_THROWS_AS(m.loss_and_gradient(rows.rows(), targets, grad.view(), tape, workspace),
+                        sluice::capacity_error);
+        CHECK((tape.used() == 0 && workspace.used() == 0));
+        for (const auto& t : grad.tensors)
+            for (idx i = 0; i < t.view().rows(); ++i)
+                for (idx j = 0; j < t.view().cols(); ++j) REQUIRE(t.view()(i, j) == 0);
+    };
+    for (std::size_t less = 64; less <= need.tape; less += 640) refused(need.tape - less, need.workspace);
+    for (std::size_t less = 64; less <= need.workspace; less += 640)
+        refused(need.tape, need.workspace - less);
+    arena tape(need.tape), workspace(need.workspace);
+    CHECK(m.loss_and_gradient(rows.rows(), targets, grad.view(), tape, workspace) > 0);
+}

@@ -273,6 +273,15 @@ TEST_CASE("rotary: shapes that do not fit are named") {
     CHECK_THROWS_WITH(turn(twelve.view(), data.table()), "rotary: x must hold whole heads");
     CHECK_THROWS_WITH(turn(twelve.view(), {tensor_view<float>(nullptr, 3, 0), {}}),
                       "rotary: x must hold whole heads");
+    CHECK_THROWS_WITH(turn(padded<float>(3, 8).view(), {data.cosine.view(), other.sine.view()}),
+                      "rotary: sine must be 3 x 4, is 3 x 5");
+    for (const auto pairs : {rotary_pairs::none, static_cast<rotary_pairs>(7)}) {
+        padded<float> x(3, 8);
+        fill(x.view(), 5.0F);
+        CHECK_THROWS_WITH(rotate(x.view(), data.table(), pairs, false, {}),
+                          "rotary: pairs must be half_split or interleaved");
+        CHECK(x(0, 0) == 5);
+    }
     CHECK(ws.used() == 0);
 }
 

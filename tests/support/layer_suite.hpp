@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/check.hpp"
 #include "support/executors.hpp"
+#include "support/guard_page.hpp"
 #include "support/random_data.hpp"
 
 #include <sluice/core/eigen.hpp>
@@ -19,6 +20,8 @@
 
 #include <deque>
 #include <numeric>
+#include <optional>
+#include <thread>
 #include <vector>
 
 namespace sluice::test {
@@ -740,11 +743,11 @@ public:
                 s.layer.extend(rows.rows(), rows.x.view(), y, state, workspace);
             });
             if constexpr (trains)
-                if (need.tape > 0) {
-                    arena tape(need.tape - 64), workspace(need.workspace);
-                    CHECK_THROWS_AS(s.layer.forward(rows.rows(), rows.x.view(), scratch, &tape, workspace),
-                                    capacity_error);
-                }
+                if (need.tape > 0)
+                    check_too_small(need.tape, y, [&](arena& tape) {
+                        arena workspace(need.workspace);
+                        s.layer.forward(rows.rows(), rows.x.view(), y, &tape, workspace);
+                    });
         });
     }
 
@@ -828,7 +831,244 @@ public:
         });
     }
 
+    // The views of a backward call; no gradient is added to.
+    static void wrong_gradient_arguments_are_named() {
+        if constexpr (trains)
+            for_each_variant(false, [](const subject& s) {
+                const idx n = 3, d_in = s.layer.d_in(), d_out = s.layer.d_out();
+                const sample<T> rows({n}, d_in, 81);
+                const sizes need = s.layer.bytes(limits_of(n));
+                padded<T> y(n, d_out), dy(n + 1, d_out + 1), dx(n + 1, d_in + 1);
+                auto check = [&](tensor_view<const T> x, tensor_view<const T> dys, tensor_view<T> dxs,
+                                 const std::string& text) {
+                    arena workspace(need.workspace), tape(need.tape);
+                    gradients g(s, n);
+                    s.layer.forward(rows.rows(), rows.x.view(), y, &tape, workspace);
+                    CHECK_THAT(message_of<config_error>([&] {
+                                   s.layer.backward(rows.rows(), x, dys, dxs, tape, g.grad.view(), workspace);
+                               }),
+                               contains_text(text));
+                    CHECK(workspace.used() == 0);
+                    for (const auto& t : g.grad.tensors) CHECK(all_zero(t.view()));
+                };
+                auto part = [](tensor_view<T> t, idx m, idx cols) {
+                    return t.row_block(0, m).col_block(0, cols);
+                };
+                const auto x3 = rows.x.view(), dy3 = part(dy, n, d_out);
+                const auto dx3 = part(dx, n, d_in);
+                const std::string wanted = shape_text(n, d_out) + ", is ";
+                check(x3, part(dy, n + 1, d_out), dx3, "dy must be " + wanted + shape_text(n + 1, d_out));
+                check(x3, part(dy, n, d_out + 1), dx3, "dy must be " + wanted + shape_text(n, d_out + 1));
+                check(x3, dy3, part(dx, n + 1, d_in),
+                      "dx must be " + shape_text(n, d_in) + ", is " + shape_text(n + 1, d_in));
+                check(x3, dy3, part(dx, n, d_in + 1),
+                      "dx must be " + shape_text(n, d_in) + ", is " + shape_text(n, d_in + 1));
+                check(x3.row_block(0, n - 1), dy3, dx3,
+                      "x must be " + shape_text(n, d_in) + ", is " + shape_text(n - 1, d_in));
+            });
+    }
+
+    // Sizes no caller can mean; they may come from a file.
+    static void absurd_limits_are_refused() {
+        for_each_variant(false, [](const subject& s) {
+            constexpr idx most = std::numeric_limits<idx>::max();
+            for (const idx n : {idx{-1}, idx{0}, idx{1} << 62, most}) {
+                CHECK_THROWS_AS(s.layer.bytes({.max_rows = n}), config_error);
+                CHECK_THROWS_AS(s.layer.bytes({.max_rows = 1, .workers = n}), config_error);
+                CHECK_THROWS_AS(s.layer.bytes({.max_tokens = 4, .max_rows = 1, .n_sequences = n}),
+                                config_error);
+            }
+            for (const idx n : {idx{-1}, idx{1} << 62, most}) {
+                CHECK_THROWS_AS(s.layer.bytes({.max_tokens = n, .max_rows = 1}), config_error);
+                CHECK_THROWS_AS(s.layer.bytes({.max_tokens = 4, .max_rows = 1, .max_rollback = n}),
+                                config_error);
+            }
+        });
+    }
+
+    // Batches that contradict themselves or name what there is not. Layers that take each row by itself need
+    // not look at more than the number of rows.
+    static void bad_batches_are_refused() {
+        if constexpr (!row_by_row)
+            for_each_variant(false, [](const subject& s) {
+                const idx n = 4;
+                const sample<T> rows({n}, s.layer.d_in(), 91);
+                const limits most{.max_tokens = n, .max_rows = n, .n_sequences = 2};
+                const sizes need = s.layer.bytes(most);
+                arena workspace(need.workspace), memory(need.state);
+                auto state = s.layer.bind_state(memory, most);
+                padded<T> y(n, s.layer.d_out());
+                auto refused = [&](const batch& b, bool by_state_only = false) {
+                    if (!by_state_only)
+                        CHECK(is_refused([&] { s.layer.forward(b, rows.x.view(), y, nullptr, workspace); }));
+                    CHECK(is_refused([&] { s.layer.extend(b, rows.x.view(), y, state, workspace); }));
+                    CHECK(all_zero(y.view()));
+                    CHECK(workspace.used() == 0);
+                };
+                const std::span<const token_id> ids(rows.ids);
+                for (const auto& offsets : {std::vector<idx>{0, 2},
+                                            {1, 4},
+                                            {0, 3, 2, 4},
+                                            {0, 5, 4},
+                                            {0, -1, 4},
+                                            {0},
+                                            {0, 1L << 62}})
+                    refused({.n_tokens = n, .offsets = offsets, .ids = ids});
+                const std::vector<idx> three{0, 1, 2}, negative{0, 1, -1, 3};
+                refused({.n_tokens = n, .positions = three, .ids = ids});
+                refused({.n_tokens = n, .positions = negative, .ids = ids});
+                refused({.n_tokens = n, .ids = ids.first(3)});
+                refused({.n_tokens = n, .ids = ids, .first_position = -1});
+                refused({.n_tokens = n, .ids = ids, .first_position = std::numeric_limits<idx>::max() - 1});
+                refused({.n_tokens = n, .ids = ids, .copies = 0});
+                refused({.n_tokens = -1, .ids = ids});
+                const std::vector<idx> two_each{0, 2, 4};
+                for (const auto& slots : {std::vector<idx>{0}, {0, 1, 2}, {0, -1}, {1, 1}, {-(1L << 62), 0}})
+                    refused({.n_tokens = n, .offsets = two_each, .ids = ids, .slots = slots});
+                for (const auto& slots : {std::vector<idx>{0, 2}, {1L << 62, 0}})
+                    refused({.n_tokens = n, .offsets = two_each, .ids = ids, .slots = slots}, true);
+                const std::vector<idx> three_sequences{0, 2, 4, 4};
+                refused({.n_tokens = n, .offsets = three_sequences, .ids = ids}, true);
+                // and the state is as it was
+                s.layer.extend(rows.rows(), rows.x.view(), y, state, workspace);
+                expect(different_bits(y.view(), forward(s.layer, rows).view()));
+            });
+    }
+
+    // A state that is full, and truncations to what it does not hold.
+    static void states_refuse_what_they_cannot_hold() {
+        if constexpr (!row_by_row)
+            for_each_variant(false, [](const subject& s) {
+                const idx n = 6;
+                const sample<T> rows({n}, s.layer.d_in(), 92);
+                const auto want = forward(s.layer, rows);
+                const limits most{.max_tokens = n, .max_rows = n, .n_sequences = 2, .max_rollback = 1};
+                const sizes need = s.layer.bytes(most);
+                if (need.state == 0) return; // made of layers without
+                arena workspace(need.workspace), memory(need.state);
+                auto state = s.layer.bind_state(memory, most);
+                padded<T> y(n, s.layer.d_out());
+                auto extend = [&](idx first, idx m) {
+                    s.layer.extend(
+                        batch::one(std::span<const token_id>(rows.ids).subspan(
+                                       static_cast<std::size_t>(first), static_cast<std::size_t>(m)),
+                                   first),
+                        rows.x.view().row_block(first, m), y.view().row_block(first, m), state, workspace);
+                };
+                extend(0, 4);
+                fill(y.view(), T(7));
+                CHECK_THROWS_AS(extend(1, 3), capacity_error); // 4 + 3 > 6
+                for (idx i = 0; i < n; ++i) CHECK(y(i, 0) == T(7));
+                for (const auto& [slot, length] : {std::pair<idx, idx>{-1, 0},
+                                                   {2, 0},
+                                                   {1L << 62, 0},
+                                                   {0, -1},
+                                                   {0, 5},
+                                                   {0, 1L << 62},
+                                                   {0, 2},
+                                                   {1, 1}})
+                    CHECK_THROWS_AS(state.truncate(slot, length), input_error);
+                extend(4, 2);
+                CHECK_THROWS_AS(extend(5, 1), capacity_error);
+                state.truncate(0, 5);
+                CHECK_THROWS_AS(state.truncate(0, 4), input_error); // two behind the newest
+                extend(5, 1);
+                expect(different_bits(y.view().row_block(4, 2), want.view().row_block(4, 2)));
+            });
+    }
+
+    // Whatever stands in a sequence: NaN, infinities, the largest and the smallest numbers.
+    static void no_value_leaves_its_sequence() {
+        for_each_variant(false, [](const subject& s) {
+            if (s.layer.d_in() == 0) return;
+            using numbers = std::numeric_limits<T>;
+            const sample<T> rows({3, 5, 2}, s.layer.d_in(), 93);
+            const auto want = forward(s.layer, rows);
+            for (const T value : {numbers::quiet_NaN(), numbers::infinity(), -numbers::infinity(),
+                                  numbers::max(), numbers::lowest(), numbers::denorm_min()}) {
+                INFO("value: " << value);
+                sample<T> other = rows;
+                fill(other.x.view().row_block(4, 1), value);
+                const auto y = forward(s.layer, other);
+                expect(different_bits(y.view().row_block(0, 4), want.view().row_block(0, 4)));
+                expect(different_bits(y.view().row_block(8, 2), want.view().row_block(8, 2)));
+                if (row_by_row) expect(different_bits(y.view().row_block(5, 5), want.view().row_block(5, 5)));
+            }
+        });
+    }
+
+    // Every tensor, state, tape and workspace ends at a page that may not be touched.
+    static void touches_nothing_beyond_its_memory() {
+        for_each_variant(false, [](const subject& s) {
+            const sample<T> rows({5, 0, 1, 9}, s.layer.d_in(), 94);
+            const idx n = 15;
+            const auto want = forward(s.layer, rows);
+            guarded_params<params<const T>, T> weights(s.layer.config(),
+                                                       const_cast<subject&>(s).narrow.view());
+            const layer_type layer(s.layer.config(), weights.view());
+            const limits most{.max_tokens = 9, .max_rows = n, .n_sequences = 4};
+            const sizes need = layer.bytes(most);
+            guarded_arena workspace(need.workspace), tape(need.tape), memory(need.state);
+            const guarded<T> x(rows.x.view()), y(n, layer.d_out());
+            layer.forward(rows.rows(), x.view(), y, nullptr, workspace);
+            expect(different_bits(y.view(), want.view()));
+            auto state = layer.bind_state(memory, most);
+            layer.extend(rows.rows(), x.view(), y, state, workspace);
+            expect(different_bits(y.view(), want.view()));
+            if constexpr (trains) {
+                const auto dy = uniform_matrix<T>(n, layer.d_out(), 95);
+                gradients right(s, n);
+                backward(s.layer, rows.rows(), rows.x.view(), dy.view(), right);
+                spread_params<params<T>, T> zeros(layer.config());
+                guarded_params<params<T>, T> grad(layer.config(), zeros.view());
+                const guarded<T> guarded_dy(dy.view()), dx(n, layer.d_in());
+                layer.forward(rows.rows(), x.view(), y, &tape.arena(), workspace);
+                layer.backward(rows.rows(), x.view(), guarded_dy.view(), dx, tape, grad.view(), workspace);
+                expect(different_bits(dx.view(), right.dx.view()));
+                for (std::size_t i = 0; i < grad.tensors.size(); ++i)
+                    expect(different_bits(grad.tensors[i].view(), right.grad.tensors[i].view()));
+            }
+        });
+    }
+
+    // One object, two threads, each with its own memory.
+    static void two_threads_may_call_one_layer() {
+        for_each_variant(false, [](const subject& s) {
+            const sample<T> rows({40, 3}, s.layer.d_in(), 96);
+            const auto want = forward(s.layer, rows);
+            struct caller {
+                std::optional<padded<T>> y;
+                std::string problem;
+            } callers[2];
+            std::vector<std::thread> threads;
+            for (caller& c : callers) {
+                c.y.emplace(43, s.layer.d_out());
+                threads.emplace_back([&s, &rows, &c] {
+                    try {
+                        arena workspace(s.layer.bytes(limits_of(43, 2)).workspace);
+                        for (int i = 0; i < 20; ++i)
+                            s.layer.forward(rows.rows(), rows.x.view(), *c.y, nullptr, workspace);
+                    } catch (const std::exception& e) {
+                        c.problem = e.what();
+                    }
+                });
+            }
+            for (auto& t : threads) t.join();
+            for (const caller& c : callers) expect(c.problem + different_bits(c.y->view(), want.view()));
+        });
+    }
+
 private:
+    // By any error of the library: which one depends on what is looked at first.
+    template <class F>
+    static bool is_refused(F&& f) {
+        try {
+            f();
+        } catch (const error&) {
+            return true;
+        }
+        return false;
+    }
     static bool all_zero(tensor_view<const T> t) {
         for (idx i = 0; i < t.rows(); ++i)
             for (idx j = 0; j < t.cols(); ++j)
@@ -882,9 +1122,23 @@ private:
     SLUICE_TEST_PROPERTY(prefix, traits, "too little memory is refused before output is written",            \
                          too_little_memory_is_refused_before_output, __VA_ARGS__)                            \
     SLUICE_TEST_PROPERTY(prefix, traits, "wrong shapes are named", wrong_shapes_are_named, __VA_ARGS__)      \
-    SLUICE_TEST_PROPERTY(prefix, traits, "wrong arguments are named", wrong_arguments_are_named, __VA_ARGS__)
+    SLUICE_TEST_PROPERTY(prefix, traits, "wrong arguments are named", wrong_arguments_are_named,             \
+                         __VA_ARGS__)                                                                        \
+    SLUICE_TEST_PROPERTY(prefix, traits, "absurd limits are refused", absurd_limits_are_refused,             \
+                         __VA_ARGS__)                                                                        \
+    SLUICE_TEST_PROPERTY(prefix, traits, "bad batches are refused", bad_batches_are_refused, __VA_ARGS__)    \
+    SLUICE_TEST_PROPERTY(prefix, traits, "states refuse what they cannot hold",                              \
+                         states_refuse_what_they_cannot_hold, __VA_ARGS__)                                   \
+    SLUICE_TEST_PROPERTY(prefix, traits, "no value leaves its sequence", no_value_leaves_its_sequence,       \
+                         __VA_ARGS__)                                                                        \
+    SLUICE_TEST_PROPERTY(prefix, traits, "touches nothing beyond its memory",                                \
+                         touches_nothing_beyond_its_memory, __VA_ARGS__)                                     \
+    SLUICE_TEST_PROPERTY(prefix, traits, "two threads may call one layer", two_threads_may_call_one_layer,   \
+                         __VA_ARGS__)
 
 #define SLUICE_TEST_LAYER(prefix, traits, ...)                                                               \
     SLUICE_TEST_LAYER_FORWARD(prefix, traits, __VA_ARGS__)                                                   \
     SLUICE_TEST_PROPERTY(prefix, traits, "gradients are slopes", gradients_are_slopes, __VA_ARGS__)          \
-    SLUICE_TEST_PROPERTY(prefix, traits, "gradients accumulate", gradients_accumulate, __VA_ARGS__)
+    SLUICE_TEST_PROPERTY(prefix, traits, "gradients accumulate", gradients_accumulate, __VA_ARGS__)          \
+    SLUICE_TEST_PROPERTY(prefix, traits, "wrong gradient arguments are named",                               \
+                         wrong_gradient_arguments_are_named, __VA_ARGS__)

@@ -29,6 +29,13 @@ public:
         dry_ = false;
     }
 
+    // Dry but for take_views, which takes from `views`: shapes a params set without memory for its tensors.
+    static arena shapes(arena& views) {
+        arena a;
+        a.views_ = &views;
+        return a;
+    }
+
     arena(arena&& other) noexcept { swap(other); }
     arena& operator=(arena&& other) noexcept {
         arena moved(std::move(other));
@@ -62,6 +69,21 @@ public:
             return {take<typename tensor_view<T>::element>(tensor_view<T>::elements(rows, cols)), rows, cols};
         else
             return {take<T>(rows * cols), rows, cols};
+    }
+
+    // For views that a params set keeps of a number of parts known at run time only.
+    template <class V>
+    V* take_views(idx n) {
+        return views_ == nullptr ? take<V>(n) : views_->take<V>(n);
+    }
+    // Counts what f() takes from this dry arena n times, by calling it once: n may come from a file.
+    template <class F>
+    void count(idx n, F&& f) {
+        if (n <= 0) return;
+        const std::size_t before = used_, views_before = views_ == nullptr ? 0 : views_->used_;
+        f();
+        take<std::byte>(n - 1, amount(used_ - before));
+        if (views_ != nullptr) views_->take<std::byte>(n - 1, amount(views_->used_ - views_before));
     }
 
     // The tape's other end: gives back the newest record, whose type and size must be those it was taken
@@ -121,6 +143,7 @@ private:
         std::swap(used_, other.used_);
         std::swap(high_, other.high_);
         std::swap(dry_, other.dry_);
+        std::swap(views_, other.views_);
     }
     static storage allocate(std::size_t bytes) {
         auto* p = static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{alignment}));
@@ -150,6 +173,7 @@ private:
     std::size_t used_ = 0;
     std::size_t high_ = 0;
     bool dry_ = true;
+    arena* views_ = nullptr;
 };
 
 } // namespace sluice

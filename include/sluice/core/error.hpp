@@ -28,8 +28,7 @@ struct input_error : error {
     using error::error;
 };
 
-// Memory or a cache the caller provided is too small. Calls that extend a state find it before they write
-// anything; a tape that is too small is found when forward comes to it.
+// Memory or a cache the caller provided is too small: found before a state or an output is written.
 struct capacity_error : error {
     capacity_error(const std::string& where, idx needed_, idx have_, std::string_view unit)
         : error(where + ": needs " + std::to_string(needed_) + " " + std::string(unit) + ", has " +

@@ -22,6 +22,22 @@ struct limits {
     idx workers = 1;      // concurrency of the executor
 };
 
+// Throws config_error for a value that no caller can mean; sizes computed from the others cannot overflow
+// unnoticed.
+inline void check_limits(const limits& most) {
+    auto check = [](idx value, idx least, std::string_view name) {
+        constexpr idx largest = idx{1} << 40;
+        if (value < least || value > largest)
+            SLUICE_THROW(config_error("limits: " + std::string(name) + " must be " + std::to_string(least) +
+                                      " to 2^40, is " + std::to_string(value)));
+    };
+    check(most.max_tokens, 0, "max_tokens");
+    check(most.max_rows, 1, "max_rows");
+    check(most.n_sequences, 1, "n_sequences");
+    check(most.max_rollback, 0, "max_rollback");
+    check(most.workers, 1, "workers");
+}
+
 struct sizes {
     std::size_t state = 0;     // bytes for bind_state
     std::size_t workspace = 0; // bytes for one forward, extend or backward call
@@ -43,6 +59,7 @@ constexpr bool is_trainable = [] {
 template <class L>
 sizes layer_bytes(const L& layer, const limits& most) {
     using T = typename L::scalar;
+    check_limits(most);
     sizes result;
     arena workspace, tape, state_memory;
     dry_run counting{most.workers};
@@ -73,6 +90,24 @@ void rehearse(executor_ref ex, F&& call) {
     if (ex.dry()) return;
     dry_run counting{ex.concurrency()};
     call(executor_ref(counting));
+}
+
+// The same for a call that pushes on a tape, which is left as it was: one too small is found before an output
+// is written.
+template <class F>
+void rehearse(executor_ref ex, arena* tape, F&& call) {
+    if (tape == nullptr) return;
+    const arena::scope scope(*tape);
+    rehearse(ex, call);
+}
+
+// Throws config_error where a view of a backward call does not fit, before a gradient is added to.
+template <class T>
+void check_backward(const batch& b, const tensor_view<const T>& x, const tensor_view<const T>& dy,
+                    const tensor_view<T>& dx, idx d_in, idx d_out, std::string_view layer) {
+    require_shape(x, b.n_tokens, d_in, layer, "x");
+    require_shape(dy, b.n_tokens, d_out, layer, "dy");
+    require_shape(dx, b.n_tokens, d_in, layer, "dx");
 }
 
 // The state of a layer that needs none.

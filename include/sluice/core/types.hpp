@@ -50,10 +50,16 @@ struct half {
     friend constexpr bool operator==(half, half) = default;
 };
 
+// Eight bits in the variant without infinities that checkpoints use. A storage type.
+struct f8_e4m3 {
+    std::uint8_t bits = 0;
+    friend constexpr bool operator==(f8_e4m3, f8_e4m3) = default;
+};
+
 template <class T>
 concept real = std::same_as<T, float> || std::same_as<T, double>;
 
-// The type a stored weight computes in: float for bf16 and half, itself otherwise.
+// The type a stored weight computes in: float for what is smaller than float, itself otherwise.
 template <class W>
 struct compute {
     using type = W;
@@ -64,6 +70,10 @@ struct compute<bf16> {
 };
 template <>
 struct compute<half> {
+    using type = float;
+};
+template <>
+struct compute<f8_e4m3> {
     using type = float;
 };
 template <class W>

@@ -1,7 +1,8 @@
-// Whole files: read into memory (the default), mapped on request, and replaced atomically.
+// Whole files: read into memory (the default), or mapped on request. Only regular files are opened; a FIFO
+// does not hang.
 //
-// A file that is cut short by somebody else while it is mapped ends the program with SIGBUS at the next
-// access; read() reports it as an error instead. Only regular files are opened; a FIFO does not hang.
+// A file that somebody cuts short while it is mapped ends the program with SIGBUS at the next access beyond
+// its end, whatever the library does: map only what nobody else writes. read() reports it as an error.
 #pragma once
 
 #include "../core/error.hpp"
@@ -14,7 +15,6 @@
 #include <span>
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #if !defined(SLUICE_HAS_MMAP)
 #    if defined(__unix__) || defined(__APPLE__)
@@ -43,16 +43,19 @@ namespace sluice::io {
 class file {
 public:
     file() = default;
-    file(std::shared_ptr<const std::byte> memory, std::size_t size, std::string path)
-        : memory_(std::move(memory)), size_(size), path_(std::move(path)) {}
+    file(std::shared_ptr<const std::byte> memory, std::size_t size, std::string path, int descriptor = -1)
+        : memory_(std::move(memory)), size_(size), path_(std::move(path)), descriptor_(descriptor) {}
 
     std::span<const std::byte> bytes() const { return {memory_.get(), size_}; }
     const std::string& path() const { return path_; }
+    // Of the open file behind a mapping; -1 where the bytes are owned.
+    int descriptor() const { return descriptor_; }
 
 private:
     std::shared_ptr<const std::byte> memory_;
     std::size_t size_ = 0;
     std::string path_;
+    int descriptor_ = -1;
 };
 
 // A size computed from a file's numbers: a sum or product beyond the largest idx stays invalid, never wraps.
@@ -88,7 +91,10 @@ inline namespace SLUICE_ISA {
 
 namespace detail {
 
-[[noreturn]] inline void fail(const std::string& path, const std::string& what) {
+// `what` may quote a hostile file: control characters, which a terminal would obey, become question marks.
+[[noreturn]] inline void fail(const std::string& path, std::string what) {
+    for (char& c : what)
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
     SLUICE_THROW(input_error(path + ": " + what));
 }
 
@@ -193,83 +199,44 @@ inline file read(const std::string& path, std::size_t max_bytes = std::size_t{1}
     return {std::move(memory), size, path};
 }
 
-// The same without reading it: pages come from the file when they are touched. Only for files nobody
-// shortens meanwhile (see above). Throws as read does.
+// The same without reading it: pages come from the file when they are touched, or by prefetch. Only for files
+// nobody shortens meanwhile (see above). Throws as read does.
 inline file map(const std::string& path) {
-    detail::descriptor source(path);
-    const std::size_t size = source.size();
+    const auto source = std::make_shared<detail::descriptor>(path); // stays open, for prefetch
+    const std::size_t size = source->size();
     if (size == 0) return {nullptr, 0, path};
-    void* at = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, source.number(), 0);
+    void* at = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, source->number(), 0);
     if (at == MAP_FAILED) detail::fail_errno(path, "cannot be mapped");
-    std::shared_ptr<const std::byte> memory(static_cast<const std::byte*>(at), [size](const std::byte* p) {
-        ::munmap(const_cast<std::byte*>(p), size);
-    });
-    source.require_unchanged();
-    return {std::move(memory), size, path};
+    std::shared_ptr<const std::byte> memory(
+        static_cast<const std::byte*>(at),
+        [size, source](const std::byte* p) { ::munmap(const_cast<std::byte*>(p), size); });
+    source->require_unchanged();
+    return {std::move(memory), size, path, source->number()};
 }
 
-namespace detail {
-
-// A new file beside `path`, removed again unless it is published.
-class temporary {
-public:
-    explicit temporary(const std::string& path) : path_(path) {
-        struct stat old {};
-        const bool exists = ::stat(path.c_str(), &old) == 0;
-        if (exists && !S_ISREG(old.st_mode)) fail(path, "is not a regular file");
-        for (int i = 0; fd_ < 0; ++i) {
-            name_ = path + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(i);
-            constexpr int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
-            fd_ = uninterrupted([&] { return ::open(name_.c_str(), flags, 0666); });
-            if (fd_ < 0 && errno != EEXIST) fail_errno(path, "cannot be written beside");
-        }
-        // Best effort: the new file is as readable as the old one was.
-        if (exists) (void)!::fchmod(fd_, old.st_mode & 0777);
-    }
-    temporary(const temporary&) = delete;
-    temporary& operator=(const temporary&) = delete;
-    ~temporary() { discard(); }
-
-    void write(std::span<const std::byte> bytes) {
-        while (!bytes.empty()) {
-            const std::size_t part = std::min(bytes.size(), std::size_t{1} << 30);
-            const auto n = uninterrupted([&] { return ::write(fd_, bytes.data(), part); });
-            if (n < 0) give_up("cannot be written");
-            bytes = bytes.subspan(static_cast<std::size_t>(n));
-        }
-    }
-    void publish() {
-        if (uninterrupted([&] { return ::fsync(fd_); }) != 0) give_up("cannot be synchronised");
-        if (::close(std::exchange(fd_, -1)) != 0) give_up("cannot be closed");
-        if (::rename(name_.c_str(), path_.c_str()) != 0) give_up("cannot be replaced");
-        name_.clear();
-        const std::size_t slash = path_.rfind('/');
-        const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-        // Best effort: some file systems cannot synchronise a folder.
-        const int fd = uninterrupted([&] { return ::open(folder.c_str(), O_RDONLY | O_CLOEXEC); });
-        if (fd >= 0) {
-            (void)::fsync(fd);
-            ::close(fd);
-        }
-    }
-
-private:
-    void discard() {
-        if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-        if (!name_.empty()) ::unlink(name_.c_str());
-        name_.clear();
-    }
-    [[noreturn]] void give_up(const std::string& what) {
-        const std::string message = what + ": " + std::generic_category().message(errno);
-        discard();
-        fail(path_, message);
-    }
-
-    std::string path_, name_;
-    int fd_ = -1;
-};
-
-} // namespace detail
+// Brings a mapped file's pages into memory, or starts to where the system cannot wait for it; nothing for
+// owned bytes. Throws input_error where the file's size is no longer what it was when it was mapped.
+inline void prefetch(const file& f) {
+    if (f.descriptor() < 0) return;
+    auto require_size = [&] {
+        struct stat status {};
+        if (::fstat(f.descriptor(), &status) != 0) detail::fail_errno(f.path(), "has no status");
+        const auto now = static_cast<std::size_t>(status.st_size);
+        if (now != f.bytes().size())
+            detail::fail(f.path(), "changed from " + std::to_string(f.bytes().size()) + " to " +
+                                       std::to_string(now) + " bytes since it was mapped");
+    };
+    require_size();
+    auto advise = [&](int advice) {
+        return ::madvise(const_cast<std::byte*>(f.bytes().data()), f.bytes().size(), advice) == 0;
+    };
+#    if defined(MADV_POPULATE_READ)
+    if (!advise(
+            MADV_POPULATE_READ)) // older kernels lack it; beyond the file's end it fails, without a signal
+#    endif
+        advise(MADV_WILLNEED);
+    require_size();
+}
 
 #else
 
@@ -290,92 +257,10 @@ inline file read(const std::string& path, std::size_t max_bytes = std::size_t{1}
         detail::fail(path, "ends after " + std::to_string(done) + " of " + std::to_string(size) + " bytes");
     return {std::move(memory), size, path};
 }
-
-namespace detail {
-
-class temporary {
-public:
-    explicit temporary(const std::string& path) : path_(path) {
-        std::error_code code;
-        if (std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code))
-            fail(path, "is not a regular file");
-        for (int i = 0; name_.empty() || std::filesystem::exists(name_, code); ++i)
-            name_ = path + ".tmp-" + std::to_string(i);
-        out_.open(name_, std::ios::binary);
-        if (!out_) fail(path, "cannot be written beside");
-    }
-    ~temporary() { discard(); }
-
-    void write(std::span<const std::byte> bytes) {
-        out_.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-        if (!out_) give_up("cannot be written");
-    }
-    void publish() {
-        out_.close();
-        if (!out_) give_up("cannot be written");
-        std::error_code code;
-        std::filesystem::rename(name_, path_, code);
-        if (code) give_up("cannot be replaced: " + code.message());
-        name_.clear();
-    }
-
-private:
-    void discard() {
-        out_.close();
-        std::error_code code;
-        if (!name_.empty()) std::filesystem::remove(name_, code);
-        name_.clear();
-    }
-    [[noreturn]] void give_up(const std::string& what) {
-        discard();
-        fail(path_, what);
-    }
-
-    std::string path_, name_;
-    std::ofstream out_;
-};
-
-} // namespace detail
+inline file map(const std::string& path) { return read(path); }
+inline void prefetch(const file&) {}
 
 #endif
-
-// Where a writer of write_beside_and_rename puts its bytes, in order.
-class output {
-public:
-    explicit output(const std::string& path) : file_(path) { buffer_.reserve(capacity); }
-
-    void write(std::span<const std::byte> bytes) {
-        if (bytes.size() > capacity - buffer_.size()) flush();
-        if (bytes.size() > capacity)
-            file_.write(bytes);
-        else
-            buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
-    }
-    void publish() {
-        flush();
-        file_.publish();
-    }
-
-private:
-    static constexpr std::size_t capacity = std::size_t{1} << 16; // rows of a strided view may be short
-    void flush() {
-        file_.write(buffer_);
-        buffer_.clear();
-    }
-
-    detail::temporary file_;
-    std::vector<std::byte> buffer_;
-};
-
-// Calls write(output&) on a new file in the same folder, synchronises it, and renames it to `path`: whoever
-// opens `path` sees all of the old file or all of the new one. On an error, or an exception of `write`, the
-// new file is removed and the old one is as it was. A symbolic link is replaced, not followed.
-template <class F>
-void write_beside_and_rename(const std::string& path, F&& write) {
-    output out(path);
-    write(out);
-    out.publish();
-}
 
 } // namespace SLUICE_ISA
 } // namespace sluice::io

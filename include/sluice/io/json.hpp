@@ -1,7 +1,8 @@
 // The one door to nlohmann-json: one strict pass over a text, without a tree, and quoting of strings.
 //
-// Accepts objects, arrays, strings and unsigned integers written as such; refuses everything else, and
-// duplicate keys at every level. Memory is proportional to the text; nesting is limited.
+// Accepts objects, arrays, strings and unsigned integers written as such; refuses everything else unless the
+// handler takes it, and duplicate keys at every level. Memory is proportional to the text; nesting is
+// limited.
 #pragma once
 
 #include "file.hpp"
@@ -9,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include <set>
+#include <vector>
 
 namespace sluice::io {
 
@@ -25,7 +27,8 @@ struct json_place {
 };
 
 // What reads a text: told of every container and value, in order. open is told before its container counts
-// for the depth, close after.
+// for the depth, close after. A handler with other(place) is told of null, booleans, negative and fractional
+// numbers, which are refused for all others.
 template <class H>
 concept json_handler = requires(H& h, const json_place& at, std::string& text, std::uint64_t number,
                                 bool array) {
@@ -95,7 +98,8 @@ private:
         handler_.close(place());
         return true;
     }
-    bool refuse(const std::string& what) const { // returns nothing: the parser wants a bool
+    bool refuse(const std::string& what) const {
+        if constexpr (requires { handler_.other(place()); }) return handler_.other(place()), true;
         std::string path;
         for (const auto& k : keys_) path += (path.empty() ? "\"" : ".\"") + k.substr(0, 512) + "\"";
         fail(where_, (path.empty() ? "text" : path) + " holds " + what +

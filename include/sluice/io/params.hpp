@@ -1,4 +1,5 @@
-// Parameter sets in safetensors files: saved, read into memory, or bound to the file in place.
+// Parameter sets in safetensors files (one, or several with an index): saved, read into memory, or bound to
+// the file in place.
 //
 // A tensor's name is `prefix` followed by its name in the set ("layers.0." and "w_up"). Its type and shape
 // must be the set's; every tensor is checked before anything is written or bound.
@@ -105,14 +106,59 @@ void bind_params(const safetensors& file, std::string_view prefix, P& params) {
         params);
 }
 
-// The set that a config asks for, bound to the file.
+namespace detail {
+
+// Bytes of the views that the set keeps of its parts (arena::take_views), beside its own.
+template <class P, class Config>
+std::size_t views_bytes(const Config& config) {
+    arena views;
+    arena shapes = arena::shapes(views);
+    (void)P::bind(shapes, config);
+    return views.used();
+}
+
+} // namespace detail
+
+// The set that a config asks for, bound to the file. For sets whose number of parts is known at compile time;
+// others (stack) throw config_error and need bound_params.
 template <class P, class Config>
 P bind(const safetensors& file, std::string_view prefix, const Config& config) {
+    require(detail::views_bytes<P>(config) == 0, "io::bind",
+            "the number of layers is known at run time only; use io::bound_params");
     arena dry;
     P params = P::bind(dry, config);
     bind_params(file, prefix, params);
     return params;
 }
+
+// The same for every set, together with the file and the memory that the set keeps views of its layers in.
+// Throws as bind_params does, and input_error for a config that asks for more layers than the file can hold.
+template <class P>
+struct bound_params {
+    template <class Config>
+    bound_params(safetensors file, std::string_view prefix, const Config& config)
+        : source(std::move(file)), memory(views_bytes(source, config)) {
+        arena shapes = arena::shapes(memory);
+        view = P::bind(shapes, config);
+        bind_params(source, prefix, view);
+    }
+
+    safetensors source;
+    arena memory;
+    P view;
+
+private:
+    // A config may come from a file as well: what it makes us take is held against what the file shows.
+    template <class Config>
+    static std::size_t views_bytes(const safetensors& file, const Config& config) {
+        constexpr std::size_t most = 4096; // of a layer, which has at least one tensor
+        const std::size_t bytes = detail::views_bytes<P>(config);
+        if (bytes > most * (file.tensors().size() + 1))
+            detail::fail(file.path(), "holds " + std::to_string(file.tensors().size()) +
+                                          " tensors, too few for the layers that the config asks for");
+        return bytes;
+    }
+};
 
 } // namespace SLUICE_ISA
 } // namespace sluice::io

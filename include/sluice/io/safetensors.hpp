@@ -2,83 +2,17 @@
 //
 // A file is a length n (8 bytes, little-endian), a JSON header of n bytes, and the tensors' bytes without
 // gaps. Whatever bytes a file has, reading it yields tensors inside it or input_error. Values are not looked
-// at (see require_finite). Sharded index files are not read here.
+// at (see require_finite). Sharded checkpoints are opened by safetensors_index.hpp.
 #pragma once
 
 #include "../core/tensor_view.hpp"
+#include "dtype.hpp"
 #include "json.hpp"
 
-#include <array>
-#include <bit>
 #include <map>
+#include <vector>
 
 namespace sluice::io {
-
-// Element types of the format that fill whole bytes. Those without a C++ type are handed out as bytes.
-enum class dtype : std::uint8_t {
-    f64,
-    f32,
-    f16,
-    bf16,
-    f8_e4m3,
-    f8_e5m2,
-    f8_e8m0,
-    i64,
-    i32,
-    i16,
-    i8,
-    u64,
-    u32,
-    u16,
-    u8,
-    boolean
-};
-
-struct dtype_facts {
-    std::string_view name;
-    std::size_t bytes;
-};
-inline constexpr std::array<dtype_facts, 16> dtype_table{{{"F64", 8},
-                                                          {"F32", 4},
-                                                          {"F16", 2},
-                                                          {"BF16", 2},
-                                                          {"F8_E4M3", 1},
-                                                          {"F8_E5M2", 1},
-                                                          {"F8_E8M0", 1},
-                                                          {"I64", 8},
-                                                          {"I32", 4},
-                                                          {"I16", 2},
-                                                          {"I8", 1},
-                                                          {"U64", 8},
-                                                          {"U32", 4},
-                                                          {"U16", 2},
-                                                          {"U8", 1},
-                                                          {"BOOL", 1}}};
-constexpr const dtype_facts& facts(dtype type) { return dtype_table[static_cast<std::size_t>(type)]; }
-
-template <class T>
-constexpr dtype find_dtype() {
-    using scalar = std::remove_const_t<T>;
-    if constexpr (std::is_same_v<scalar, double>)
-        return dtype::f64;
-    else if constexpr (std::is_same_v<scalar, float>)
-        return dtype::f32;
-    else if constexpr (std::is_same_v<scalar, bf16>)
-        return dtype::bf16;
-    else if constexpr (std::is_same_v<scalar, std::int64_t>)
-        return dtype::i64;
-    else if constexpr (std::is_same_v<scalar, std::int32_t>)
-        return dtype::i32;
-    else if constexpr (std::is_same_v<scalar, std::int8_t>)
-        return dtype::i8;
-    else {
-        static_assert(std::is_same_v<scalar, std::uint8_t>,
-                      "sluice: safetensors holds float, double, bf16, int8, int32, int64 and uint8 tensors");
-        return dtype::u8;
-    }
-}
-template <class T>
-inline constexpr dtype dtype_of = find_dtype<T>();
 
 struct tensor_info {
     dtype type = dtype::u8;
@@ -223,7 +157,9 @@ public:
                              std::to_string(entry.end - entry.begin));
     }
 
-    static std::string quoted(const std::string& name) { return "\"" + name.substr(0, max_name) + "\""; }
+    static std::string quoted(const std::string& name) {
+        return std::string(1, '"').append(name, 0, max_name) += '"';
+    }
 
 private:
     [[noreturn]] void refuse(const json_place& at) const {
@@ -239,19 +175,20 @@ private:
 
 } // namespace detail
 
-// The tensors of a file. Views and spans are valid as long as this object, a copy of it or of its file lives.
+// The tensors of a file, or of several that belong together. Views and spans are valid as long as this
+// object, a copy of it or of its files lives.
 class safetensors {
 public:
     // Checks the whole header against the file; throws input_error naming the file and what is wrong with it.
     // Memory: a few times the header. Implicit, so that a file can be passed where tensors are wanted.
-    safetensors(file source, const safetensors_options& options = {}) : source_(std::move(source)) {
-        const std::string& where = source_.path();
-        const auto bytes = source_.bytes();
+    safetensors(file source, const safetensors_options& options = {})
+        : path_(source.path()), sources_{std::move(source)} {
+        const auto bytes = sources_[0].bytes();
         const std::size_t data = 8 + header_size(options);
         const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + 8, data - 8);
-        if (header.front() != '{') detail::fail(where, "the header does not begin with {");
-        detail::header_reader reader(where);
-        read_json(header, where, reader);
+        if (header.front() != '{') detail::fail(path_, "the header does not begin with {");
+        detail::header_reader reader(path_);
+        read_json(header, path_, reader);
         check_layout(reader.entries, bytes.size() - data, options.allow_trailing);
         for (auto& entry : reader.entries) {
             entry.info.bytes = bytes.subspan(data + entry.begin, entry.end - entry.begin);
@@ -259,8 +196,19 @@ public:
         }
         metadata_ = std::move(reader.metadata);
     }
+    // The tensors of all parts under the name of the whole; metadata is the first part's that has the key.
+    // Throws input_error where two parts hold a tensor of the same name.
+    safetensors(std::string path, std::span<const safetensors> parts) : path_(std::move(path)) {
+        for (const safetensors& part : parts) {
+            sources_.insert(sources_.end(), part.sources_.begin(), part.sources_.end());
+            metadata_.insert(part.metadata_.begin(), part.metadata_.end());
+            for (const auto& [name, info] : part.tensors_)
+                if (!tensors_.emplace(name, info).second)
+                    detail::fail(path_, "\"" + name + "\" is in " + part.path() + " and in another file");
+        }
+    }
 
-    const std::string& path() const { return source_.path(); }
+    const std::string& path() const { return path_; }
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     // All tensors by name, in the order of their names.
     const std::map<std::string, tensor_info, std::less<>>& tensors() const { return tensors_; }
@@ -279,7 +227,7 @@ public:
     }
 
     // The tensor where it lies in the file; rows() x cols() of its info. Throws input_error where it is
-    // missing, has another type than T, or is not aligned for T (copy_to reads it then).
+    // missing, has another type than T, or is not aligned for T (copy_to reads it all the same).
     template <class T>
     tensor_view<const T> view(std::string_view name) const {
         const tensor_info& t = typed<T>(name);
@@ -302,6 +250,21 @@ public:
                                   t.bytes.data() + static_cast<std::size_t>(i) * row, row, sizeof(T));
     }
 
+    // Copies the tensors that are not aligned for their type into memory of this object, so that every tensor
+    // can be viewed. Files written today are aligned; in older ones all tensors may be an odd byte off.
+    void copy_misaligned() {
+        for (auto& [name, t] : tensors_) {
+            if (aligned(t, facts(t.type).bytes)) continue;
+            sources_.push_back(from_memory(t.bytes, path_));
+            t.bytes = sources_.back().bytes();
+        }
+    }
+
+    // Brings mapped files into memory; throws input_error where one has another size than when it was mapped.
+    void prefetch() const {
+        for (const file& source : sources_) io::prefetch(source);
+    }
+
     // Throws input_error naming the first F64, F32, F16 or BF16 tensor that holds a NaN or an infinity.
     void require_finite() const {
         for (const auto& [name, t] : tensors_) {
@@ -318,12 +281,15 @@ public:
     static std::string view_problem(const tensor_info& t, std::size_t alignment) {
         if (std::endian::native == std::endian::big && facts(t.type).bytes > 1)
             return "has another byte order than this machine; use copy_to";
-        const auto address = reinterpret_cast<std::uintptr_t>(t.bytes.data());
-        if (t.bytes.empty() || address % alignment == 0) return {};
-        return "is not aligned to " + std::to_string(alignment) + " bytes in the file; use copy_to";
+        if (aligned(t, alignment)) return {};
+        return "is not aligned to " + std::to_string(alignment) +
+               " bytes in the file; use copy_to or copy_misaligned";
     }
 
 private:
+    static bool aligned(const tensor_info& t, std::size_t alignment) {
+        return t.bytes.empty() || reinterpret_cast<std::uintptr_t>(t.bytes.data()) % alignment == 0;
+    }
     template <class T>
     const tensor_info& typed(std::string_view name) const {
         const tensor_info& t = info(name);
@@ -341,7 +307,7 @@ private:
 
     // The header's length, which is in [2, the file's size - 8].
     std::size_t header_size(const safetensors_options& options) const {
-        const auto bytes = source_.bytes();
+        const auto bytes = sources_[0].bytes();
         if (bytes.size() < 10)
             detail::fail(path(), "has " + std::to_string(bytes.size()) +
                                      " bytes, a safetensors file has at least 10");
@@ -373,7 +339,8 @@ private:
                                      std::to_string(last));
     }
 
-    file source_;
+    std::string path_;
+    std::vector<file> sources_;
     std::map<std::string, tensor_info, std::less<>> tensors_;
     std::map<std::string, std::string> metadata_;
 };

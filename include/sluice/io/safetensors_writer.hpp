@@ -4,6 +4,7 @@
 // every tensor of the file can be viewed where it is.
 #pragma once
 
+#include "output.hpp"
 #include "safetensors.hpp"
 
 namespace sluice::io {

@@ -79,11 +79,9 @@ struct stack_params {
     template <class Config>
     static stack_params bind(arena& a, const stack_config<Config>& c) {
         require(c.n_layers >= 0, "stack", "n_layers must not be negative");
-        P* at = a.take<P>(c.n_layers);
-        for (idx i = 0; i < c.n_layers; ++i) {
-            P one = P::bind(a, c.layer);
-            if (at != nullptr) at[i] = one;
-        }
+        P* at = a.take_views<P>(c.n_layers);
+        if (at == nullptr) a.count(c.n_layers, [&] { (void)P::bind(a, c.layer); });
+        for (idx i = 0; at != nullptr && i < c.n_layers; ++i) at[i] = P::bind(a, c.layer);
         return {{at, at == nullptr ? 0 : static_cast<std::size_t>(c.n_layers)}};
     }
     template <class F, class First, class... Sets>
@@ -201,6 +199,7 @@ public:
 
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
+        rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
         const arena::scope scope(workspace);
         relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, tape, workspace);
         for_each_layer([&](auto i, const auto& layer) {
@@ -211,6 +210,7 @@ public:
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
+        check_backward<T>(b, x, dy, dx, d_in(), d_in(), "chain");
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers, b.n_tokens, d_in(), x, dy, dx, tape, workspace);
         [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -302,6 +302,7 @@ public:
 
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
+        rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
         const arena::scope scope(workspace);
         relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, tape, workspace);
         for (idx i = 0; i < n_layers(); ++i)
@@ -311,6 +312,7 @@ public:
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
+        check_backward<T>(b, x, dy, dx, d_in(), d_in(), "stack");
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers(), b.n_tokens, d_in(), x, dy, dx, tape, workspace);
         for (idx i = n_layers() - 1; i >= 0; --i)

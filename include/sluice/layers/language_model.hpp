@@ -106,6 +106,8 @@ public:
         const arena::scope scope(workspace);
         const idx n = b.n_tokens;
         if (!ex.dry()) embedding_.check_targets(targets, n); // before the tape holds anything
+        rehearse(ex, &tape,
+                 [&](executor_ref dry) { loss_and_gradient(b, targets, grad, tape, workspace, dry); });
         const auto x = workspace.take<T>(n, d_model()), y = workspace.take<T>(n, d_model());
         const auto h = workspace.take<T>(n, d_model()), dx = workspace.take<T>(n, d_model());
         embed(b, x, ex);
@@ -150,6 +152,7 @@ public:
     }
 
     sizes bytes(const limits& most) const {
+        check_limits(most);
         sizes result;
         arena workspace, tape, state_memory, grad_memory;
         dry_run counting{most.workers};

@@ -77,6 +77,7 @@ public:
     // dx may be dy.
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena&, executor_ref ex = {}) const {
+        check_backward<T>(b, x, dy, dx, d_in(), d_out(), "norm");
         const auto mean = centred() ? tape.pop<T>(1, b.n_tokens) : tensor_view<T>();
         const auto inverse = tape.pop<T>(1, b.n_tokens);
         normalise_backward<Arch, T>(x, params_.scale, inverse, mean, dy, dx, grad.scale, grad.bias, ex);

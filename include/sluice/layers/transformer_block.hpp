@@ -119,6 +119,7 @@ public:
     // y = x + change(x).
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
+        rehearse(ex, tape, [&](executor_ref dry) { run(b, x, y, true, nullptr, tape, workspace, dry); });
         run(b, x, y, true, nullptr, tape, workspace, ex);
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
@@ -129,6 +130,7 @@ public:
     // What the block would add to x: attention + feed-forward.
     void change(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                 executor_ref ex = {}) const {
+        rehearse(ex, tape, [&](executor_ref dry) { run(b, x, y, false, nullptr, tape, workspace, dry); });
         run(b, x, y, false, nullptr, tape, workspace, ex);
     }
     void change_backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape,
@@ -198,6 +200,7 @@ private:
     void run_backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, bool residual, arena& tape,
                       const grad_type& grad, arena& workspace, executor_ref ex) const {
         const idx n = b.n_tokens, d = d_in();
+        check_backward<T>(b, x, dy, dx, d, d, "transformer_block");
         const arena::scope scope(workspace);
         const record kept = tape.pop_record<record>();
         const tensor_view<T> normed_x(kept.normed_x, n, d), h(kept.h, n, d), normed_h(kept.normed_h, n, d);

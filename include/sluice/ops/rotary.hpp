@@ -48,13 +48,16 @@ void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena
 }
 
 // Turns every head of every row of x (n_tokens, n_heads * head_dim) in place. `backwards` is the transpose:
-// what the gradient needs.
+// what the gradient needs. Throws config_error for rotary_pairs::none: whoever has a config decides before.
 template <class Arch = simd::native, class T>
 void rotate(tensor_view<T> x, const rotary_table<T>& table, rotary_pairs pairs, bool backwards,
             executor_ref ex) {
+    require(pairs == rotary_pairs::half_split || pairs == rotary_pairs::interleaved, "rotary",
+            "pairs must be half_split or interleaved");
     const idx head_dim = 2 * table.cosine.cols();
     require_shape(x, table.cosine.rows(), x.cols(), "rotary", "x");
     require(head_dim > 0 && x.cols() % head_dim == 0, "rotary", "x must hold whole heads");
+    require_shape(table.sine, table.cosine.rows(), table.cosine.cols(), "rotary", "sine");
     ex(x.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)
             simd::invoke(Arch{}, kernels::rotate_row{}, x.row(i), x.cols() / head_dim, head_dim,

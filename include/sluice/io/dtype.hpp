@@ -1,0 +1,97 @@
+// Element types of safetensors files and the C++ types that stand for them.
+#pragma once
+
+#include "../core/types.hpp"
+
+#include <array>
+#include <bit>
+#include <string_view>
+
+namespace sluice::io {
+
+// Element types of the format that fill whole bytes. Those without a C++ type are handed out as bytes.
+enum class dtype : std::uint8_t {
+    f64,
+    f32,
+    f16,
+    bf16,
+    f8_e4m3,
+    f8_e5m2,
+    f8_e8m0,
+    i64,
+    i32,
+    i16,
+    i8,
+    u64,
+    u32,
+    u16,
+    u8,
+    boolean
+};
+
+struct dtype_facts {
+    std::string_view name;
+    std::size_t bytes;
+};
+inline constexpr std::array<dtype_facts, 16> dtype_table{{{"F64", 8},
+                                                          {"F32", 4},
+                                                          {"F16", 2},
+                                                          {"BF16", 2},
+                                                          {"F8_E4M3", 1},
+                                                          {"F8_E5M2", 1},
+                                                          {"F8_E8M0", 1},
+                                                          {"I64", 8},
+                                                          {"I32", 4},
+                                                          {"I16", 2},
+                                                          {"I8", 1},
+                                                          {"U64", 8},
+                                                          {"U32", 4},
+                                                          {"U16", 2},
+                                                          {"U8", 1},
+                                                          {"BOOL", 1}}};
+constexpr const dtype_facts& facts(dtype type) { return dtype_table[static_cast<std::size_t>(type)]; }
+
+template <class T>
+constexpr dtype find_dtype() {
+    using scalar = std::remove_const_t<T>;
+    if constexpr (std::is_same_v<scalar, double>)
+        return dtype::f64;
+    else if constexpr (std::is_same_v<scalar, float>)
+        return dtype::f32;
+    else if constexpr (std::is_same_v<scalar, bf16>)
+        return dtype::bf16;
+    else if constexpr (std::is_same_v<scalar, half>)
+        return dtype::f16;
+    else if constexpr (std::is_same_v<scalar, f8_e4m3>)
+        return dtype::f8_e4m3;
+    else if constexpr (std::is_same_v<scalar, std::int64_t>)
+        return dtype::i64;
+    else if constexpr (std::is_same_v<scalar, std::int32_t>)
+        return dtype::i32;
+    else if constexpr (std::is_same_v<scalar, std::int8_t>)
+        return dtype::i8;
+    else {
+        static_assert(std::is_same_v<scalar, std::uint8_t>,
+                      "sluice: safetensors holds float, double, bf16, half, f8_e4m3, int8, int32, int64 and "
+                      "uint8 tensors");
+        return dtype::u8;
+    }
+}
+template <class T>
+inline constexpr dtype dtype_of = find_dtype<T>();
+
+} // namespace sluice::io
+
+namespace sluice {
+
+// Exact: 1 sign, 4 exponent bits with bias 7, 3 fraction bits. No infinities; NaN where all seven are set
+// (Micikevicius et al., "FP8 formats for deep learning", 2022, table 1).
+constexpr float to_float(f8_e4m3 x) {
+    const std::uint32_t sign = std::uint32_t{x.bits & 0x80U} << 24, magnitude = x.bits & 0x7FU;
+    if (magnitude == 0x7FU) return std::bit_cast<float>(sign | 0x7FC00000U);
+    if (magnitude >= 8) return std::bit_cast<float>(sign | ((magnitude << 20) + (120U << 23)));
+    const float small = static_cast<float>(magnitude) * 0x1p-9F; // subnormal, or zero
+    return sign != 0 ? -small : small;
+}
+
+} // namespace sluice
