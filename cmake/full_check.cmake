@@ -75,6 +75,35 @@ function(stage_forky directory)
     newer_packages(forky "${FULL_DIR}/packages/forky")
     build_and_test("${directory}" "-DCMAKE_PREFIX_PATH=${FULL_DIR}/packages/forky/usr")
 endfunction()
+# Other processors, emulated. SVE takes a newer xsimd than the oldest that is supported.
+function(cross_build_and_test directory)
+    need_program(aarch64-linux-gnu-g++)
+    need_program(qemu-aarch64)
+    configure("${directory}" "-DCMAKE_TOOLCHAIN_FILE=${SLUICE_ROOT}/cmake/cross.cmake" -DSLUICE_BUILD_EXAMPLES=OFF
+        ${ARGN})
+    build("${directory}")
+    test("${directory}" -R "^(simd|kernels|ops|layers)/")
+endfunction()
+function(stage_neon64 directory)
+    cross_build_and_test("${directory}")
+endfunction()
+function(stage_sve directory)
+    newer_packages(forky "${FULL_DIR}/packages/forky")
+    cross_build_and_test("${directory}" -DSLUICE_SVE_BITS=256
+        "-DSLUICE_XSIMD_INCLUDE_DIR=${FULL_DIR}/packages/forky/usr/include")
+endfunction()
+# Run-time dispatch with the other compiler and the newest xsimd; the slow tests have it with what the system has.
+function(stage_dispatch directory)
+    need_program(clang++)
+    need_program(nm)
+    need_program(qemu-x86_64)
+    newer_packages(forky "${FULL_DIR}/packages/forky")
+    execute_process(COMMAND "${CMAKE_COMMAND}" "-DROOT=${SLUICE_ROOT}" "-DSOURCES=${SLUICE_ROOT}/tests/build"
+        "-DWORK=${directory}" "-DGENERATOR=Unix Makefiles" -DCOMPILER=clang++ -DNM=nm
+        "-DEIGEN_DIR=${FULL_DIR}/packages/forky/usr/include/eigen3"
+        "-DXSIMD_DIR=${FULL_DIR}/packages/forky/usr/include" -P "${SLUICE_ROOT}/tests/build/dispatch.cmake"
+        COMMAND_ERROR_IS_FATAL ANY OUTPUT_QUIET)
+endfunction()
 # Headers only: tests need exceptions.
 function(stage_no_exceptions directory)
     foreach(compiler g++ clang++)
@@ -113,7 +142,7 @@ function(stage_slow directory)
         COMMAND_ERROR_IS_FATAL ANY)
 endfunction()
 
-set(stages slow no_exceptions clang sse2 avx2 asan tsan trixie forky coverage)
+set(stages slow no_exceptions clang sse2 avx2 asan tsan trixie forky dispatch neon64 sve coverage)
 if(wanted)
     foreach(stage IN LISTS wanted)
         if(NOT stage IN_LIST stages)

@@ -18,6 +18,9 @@ install(FILES
     "${PROJECT_BINARY_DIR}/sluice-config.cmake"
     "${PROJECT_BINARY_DIR}/sluice-config-version.cmake"
     cmake/dependencies.cmake
+    cmake/dispatch.cmake
+    cmake/dispatch.cpp
+    cmake/dispatch_check.cmake
     DESTINATION "${sluice_package_dir}")
 
 # The pkg-config file finds its prefix from where it lies, so an install tree can be moved.

@@ -367,6 +367,20 @@ foreach(folder IN LISTS code_folders)
     endif()
 endforeach()
 
+# Kernels for run-time dispatch: every list of signatures is compiled.
+if(EXISTS "${ROOT}/cmake/dispatch.cpp")
+    file(READ "${ROOT}/cmake/dispatch.cpp" dispatch)
+    foreach(header IN LISTS headers)
+        file(STRINGS "${ROOT}/${header}" lists REGEX "^ *using [a-z_]+_calls =")
+        foreach(line IN LISTS lists)
+            string(REGEX REPLACE "^ *using ([a-z_]+_calls) .*" "\\1" name "${line}")
+            if(NOT dispatch MATCHES "[^a-z_]${name}[^a-z_]")
+                violation(${header} 1 "cmake/dispatch.cpp does not compile ${name}.")
+            endif()
+        endforeach()
+    endforeach()
+endif()
+
 # Conditional compilation, over the library as a whole: every branch is code that one build does not test.
 get_property(line_counts GLOBAL PROPERTY sluice_lines)
 get_property(conditionals GLOBAL PROPERTY sluice_conditionals)

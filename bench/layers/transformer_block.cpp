@@ -6,6 +6,7 @@
 #include <sluice/train/counts.hpp>
 
 #include "../support/contest.hpp"
+#include "../support/peers.hpp"
 
 namespace {
 
@@ -30,6 +31,24 @@ model::config_type config_of(const size& s) {
                                .feed_forward = {.d_model = d, .d_ff = round_up(8 * d / 3, 32)},
                                .norm = {.d_model = d}}},
             .norm = {.d_model = d}};
+}
+
+// For libtorch. The rest of the model is written out there: the same layers in the same order, no biases.
+dense_model described(const model::config_type& c, const model::params_type& weights) {
+    const auto& attention = c.body.layer.attention;
+    dense_model m{{},
+                  c.body.n_layers,
+                  attention.n_heads,
+                  attention.n_kv_heads,
+                  attention.head_dim,
+                  attention.rotary.base,
+                  c.norm.eps};
+    each_param(
+        [&](const param_name& name, role r, const tensor_view<float>& w) {
+            m.weights.push_back({name.str(), w, decay_matrices{}(name, r).decay});
+        },
+        weights);
+    return m;
 }
 
 // As after some training: no matrix is zero.
@@ -87,10 +106,20 @@ struct trained {
     }
     void step(executor_ref ex) {
         gradient_of(static_cast<idx>(inputs().size()), ex);
-        // A rate so small that the weights stay what they are, however often the step runs.
-        adamw(weights.view, gradient.view, means.view, squares.view, {.rate = 1e-9, .clip = 1}, ++steps,
-              workspace, ex);
+        update(tiny, ++steps, ex);
     }
+    void update(const adamw_config& c, idx number, executor_ref ex) {
+        adamw(weights.view, gradient.view, means.view, squares.view, c, number, workspace, ex);
+    }
+    void reset() {
+        fill_weights(weights.view);
+        zero(means.view);
+        zero(squares.view);
+        steps = 0;
+    }
+
+    // A rate so small that the weights stay what they are, however often the step runs.
+    static constexpr adamw_config tiny{.rate = 1e-9, .clip = 1};
 
     model::config_type config;
     params weights, gradient, means, squares;
@@ -132,6 +161,75 @@ double gradient_error(trained& t, executor_ref ex) {
     return std::abs(slope - length) / length;
 }
 
+// The same step by libtorch, from the same weights. Alike: the model, f32, AdamW's numbers, and that the
+// gradient is computed, clipped and applied in every step. Unlike: it keeps its table of angles, computes the
+// logits of all rows at once, and does not stop at a gradient that is not finite.
+struct trained_by_libtorch {
+    trained_by_libtorch(const trained& t, idx threads)
+        : net(libtorch_training(described(t.config, t.weights.view), threads)) {}
+
+    double gradient_of(idx n, const trained& t) {
+        const auto count = static_cast<std::size_t>(n);
+        return net->loss_and_gradient(t.inputs().first(count), t.targets().first(count));
+    }
+    void step(const trained& t) {
+        gradient_of(static_cast<idx>(t.inputs().size()), t);
+        update(trained::tiny);
+    }
+    void update(const adamw_config& c) { net->update({c.rate, c.beta1, c.beta2, c.eps, c.decay, c.clip}); }
+
+    std::shared_ptr<torch_training> net;
+};
+
+// Of the first tokens, so that the comparison takes less time than the clock; more than one block of rows.
+constexpr idx compared_tokens = 320;
+
+// The largest of the differences of the loss and of every tensor of the gradient.
+double difference_of_gradients(trained& ours, trained_by_libtorch& theirs, executor_ref ex) {
+    ours.reset(); // another check moved them there and back, which left their last bits changed
+    difference losses;
+    losses.add(ours.gradient_of(compared_tokens, ex), theirs.gradient_of(compared_tokens, ours));
+    double worst = losses.relative();
+    each_param(
+        [&](const param_name& name, role, const tensor_view<float>& g) {
+            tensor<float> expected(g.rows(), g.cols());
+            theirs.net->read_gradient(name.str(), expected.view());
+            worst = std::max(worst, relative_difference(g, expected));
+        },
+        ours.gradient.view);
+    return worst;
+}
+
+// The same of what one update does to the weights. With an eps far above the gradient the change is in
+// proportion to it; with the usual one it is little but the sign, and rounding turns the signs of zeros.
+double difference_of_updates(trained& ours, trained_by_libtorch& theirs, executor_ref ex) {
+    constexpr adamw_config large{.rate = 1, .eps = 1, .decay = 0.01, .clip = 0.5};
+    trained::params before(ours.config);
+    fill_weights(before.view);
+    ours.reset();
+    theirs.net->reset();
+    ours.gradient_of(compared_tokens, ex);
+    theirs.gradient_of(compared_tokens, ours);
+    ours.update(large, 1, ex);
+    theirs.update(large);
+    double worst = 0;
+    each_param(
+        [&](const param_name& name, role, const tensor_view<float>& w, const tensor_view<float>& old) {
+            tensor<float> expected(w.rows(), w.cols());
+            theirs.net->read_weight(name.str(), expected.view());
+            difference changes;
+            for (idx i = 0; i < w.rows(); ++i)
+                for (idx j = 0; j < w.cols(); ++j)
+                    changes.add(static_cast<double>(w(i, j) - old(i, j)),
+                                static_cast<double>(expected(i, j) - old(i, j)));
+            worst = std::max(worst, changes.relative());
+        },
+        ours.weights.view, before.view);
+    ours.reset();
+    theirs.net->reset();
+    return worst;
+}
+
 void train_step(const size& s, idx n_tokens, when w = when::always) {
     row(
         "train_step/dense/f32/" + s.text() + ",T:" + std::to_string(n_tokens),
@@ -142,6 +240,15 @@ void train_step(const size& s, idx n_tokens, when w = when::always) {
             c.ours([&t, ex = c.executor()] { t.step(ex); });
             c.check(
                 "the slope of the loss", [&t, ex = c.executor()] { return gradient_error(t, ex); }, 1e-2);
+            auto& peer = c.hold<trained_by_libtorch>(t, c.threads());
+            if (peer.net == nullptr) return;
+            c.check(
+                "libtorch's loss and gradient",
+                [&t, &peer, ex = c.executor()] { return difference_of_gradients(t, peer, ex); }, 2e-5);
+            c.check(
+                "libtorch's update",
+                [&t, &peer, ex = c.executor()] { return difference_of_updates(t, peer, ex); }, 1e-3);
+            c.against("libtorch", [&t, &peer] { peer.step(t); });
         },
         w);
 }

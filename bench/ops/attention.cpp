@@ -3,7 +3,7 @@
 //
 // The counterpart is what one writes with a BLAS: blocks of queries against the keys that some row of the
 // block sees, scores in memory, products by OpenBLAS, the exponential by Eigen, heads shared out over the
-// threads.
+// threads. And scaled_dot_product_attention of libtorch, on the same memory; it allocates its result.
 #include <sluice/core/eigen.hpp>
 #include <sluice/ops/attention.hpp>
 #include <sluice/ops/attention_state.hpp>
@@ -139,6 +139,10 @@ struct data {
     tensor<float> q, k, v, y, y_peer, lse;
 };
 
+attended for_libtorch(data& d, bool causal) {
+    return {d.q, d.k, d.v, d.y_peer, heads.n_heads, heads.n_kv_heads, causal};
+}
+
 call ours_with(contest& c, data& d, const causal_attention& policy, tensor_view<float> to) {
     auto f = [&d, policy, to](arena& workspace, executor_ref ex) {
         d.attend_with(policy, to, workspace, ex);
@@ -158,6 +162,10 @@ void prefill(const std::string& name, idx n_tokens, idx window, when w = when::a
                 "the formula", [&d] { return plain_error(d.policy, d.q, d.k, d.v, d.y); }, 1e-5);
             const idx block = window == 0 ? 128 : std::clamp<idx>(window, 64, 128);
             c.against("openblas", by_openblas(c, {d.policy, d.q, d.k, d.v, d.y_peer, block}), d.y_peer);
+            if (window == 0)
+                c.against("libtorch",
+                          libtorch_attention(for_libtorch(d, true), c.threads(), torch_gqa::option),
+                          d.y_peer);
             if (window > 0) c.against("dense", ours_with(c, d, causal_attention{}, d.y_peer));
         },
         w);
@@ -197,6 +205,9 @@ void decode(idx n_keys) {
         c.check(
             "the formula", [&d] { return plain_error(d.policy, d.q, d.k, d.v, d.y); }, 1e-5);
         c.against("openblas", by_openblas(c, {d.policy, d.q, d.k, d.v, d.y_peer, 1}), d.y_peer);
+        const attended peer = for_libtorch(d, false);
+        c.against("libtorch", libtorch_attention(peer, c.threads(), torch_gqa::option), d.y_peer);
+        c.against("libtorch_folded", libtorch_attention(peer, c.threads(), torch_gqa::folded), d.y_peer);
     });
 }
 

@@ -88,6 +88,8 @@ void forward(const shape& s, when w = when::always) {
             if (Storage::peer_form == onednn_form::plain)
                 c.against("onednn_packed", onednn(p, c.threads(), onednn_form::packed), d.y_peer,
                           Storage::tolerance);
+            if (Storage::bytes_of_weight == 4) // as torch.nn.Linear multiplies
+                c.against("libtorch", libtorch(p, c.threads()), d.y_peer);
         },
         w);
 }
@@ -113,6 +115,7 @@ void backward(contest& c, const shape& s, const product& p, tensor_view<float> r
     c.against("openblas", openblas(p, c.threads()), p.c);
     c.against("eigen", eigen(p, c.executor()), p.c);
     c.against("onednn", onednn(p, c.threads(), onednn_form::plain), p.c);
+    c.against("libtorch", libtorch(p, c.threads()), p.c);
 }
 
 void dx(const shape& s) {

@@ -8,8 +8,10 @@
 #if defined(SLUICE_BENCH_OPENBLAS)
 #    include <cblas.h>
 #endif
-#if defined(SLUICE_BENCH_ONEDNN)
+#if defined(SLUICE_BENCH_ONEDNN) || defined(SLUICE_BENCH_TORCH)
 #    include <dlfcn.h>
+#endif
+#if defined(SLUICE_BENCH_ONEDNN)
 #    include <oneapi/dnnl/dnnl.hpp>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
@@ -195,6 +197,42 @@ static peer onednn_peer() { return {"oneDNN", "absent"}; }
 
 #endif
 
+#if defined(SLUICE_BENCH_TORCH)
+
+// libtorch brings a BLAS and a oneDNN of its own and exports some of their names (sgemm_, for one).
+// RTLD_LOCAL keeps them from the other peers, RTLD_DEEPBIND keeps the other peers' from libtorch. The OpenMP
+// runtime is loaded once for all: its file name is the same. What libtorch needs may be missing where the
+// program runs, which ends nothing.
+static const torch_functions* torch(std::string* problem = nullptr) {
+    static void* const module = dlopen(SLUICE_BENCH_TORCH, RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
+    static const std::string error = module == nullptr ? dlerror() : "";
+    if (problem != nullptr) *problem = error;
+    if (module == nullptr) return nullptr;
+    using function = const torch_functions* (*)();
+    static const auto functions = reinterpret_cast<function>(dlsym(module, "sluice_bench_torch"));
+    return functions();
+}
+static peer torch_peer() {
+    std::string problem;
+    const torch_functions* found = torch(&problem);
+    return {"libtorch", found != nullptr ? found->version() : "absent: " + problem};
+}
+
+#else
+
+static const torch_functions* torch() { return nullptr; }
+static peer torch_peer() { return {"libtorch", "absent"}; }
+
+#endif
+
+call libtorch(const product& p, idx threads) { return torch() ? torch()->multiply(p, threads) : call(); }
+call libtorch_attention(const attended& p, idx threads, torch_gqa form) {
+    return torch() ? torch()->attend(p, threads, form) : call();
+}
+std::shared_ptr<torch_training> libtorch_training(const dense_model& m, idx threads) {
+    return torch() ? torch()->train(m, threads) : nullptr;
+}
+
 // Eigen's own threads need OpenMP, so each worker takes some of the columns.
 call eigen(const product& p, executor_ref ex) {
     return [p, ex] {
@@ -229,7 +267,7 @@ std::vector<peer> peers() {
         std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." +
         std::to_string(EIGEN_MINOR_VERSION);
 #endif
-    return {{"Eigen", eigen_version}, openblas_peer(), onednn_peer()};
+    return {{"Eigen", eigen_version}, openblas_peer(), onednn_peer(), torch_peer()};
 }
 
 void enter_peer_environment([[maybe_unused]] char** argv) {

@@ -7,7 +7,10 @@
 #include <sluice/core/executor.hpp>
 #include <sluice/core/tensor_view.hpp>
 
+#include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 namespace sluice::bench {
 
@@ -48,5 +51,55 @@ bool has_openblas();
 void openblas_one_thread();
 void openblas_gemm(bool a_transposed, bool b_transposed, idx m, idx n, idx k, float alpha, const float* a,
                    idx a_row, const float* b, idx b_row, float beta, float* c, idx c_row);
+
+// Attention of every row of q (tokens x heads * head_dim), which are the last tokens of k and v.
+struct attended {
+    tensor_view<const float> q, k, v;
+    tensor_view<float> y; // the result of the first call
+    idx n_heads, n_kv_heads;
+    bool causal; // with as many keys as queries; else every query sees every key
+};
+// How query heads that share a key head are handed to scaled_dot_product_attention: its option, which repeats
+// the keys in memory, or, for one token only, folded into its rows, so that the keys are read once.
+enum class torch_gqa { option, folded };
+
+call libtorch(const product& p, idx threads);
+call libtorch_attention(const attended& p, idx threads, torch_gqa form);
+
+// A language model of pre-norm blocks, by the names that our parameters have.
+struct dense_model {
+    struct weight {
+        std::string name;
+        tensor_view<const float> values; // copied
+        bool decays;
+    };
+    std::vector<weight> weights;
+    idx n_layers, n_heads, n_kv_heads, head_dim;
+    double rotary_base, eps;
+};
+struct adamw_numbers {
+    double rate, beta1, beta2, eps, decay, clip;
+};
+class torch_training {
+public:
+    virtual ~torch_training() = default;
+    // Of the mean cross-entropy; the gradient of the call before is forgotten.
+    virtual double loss_and_gradient(std::span<const token_id> inputs, std::span<const token_id> targets) = 0;
+    virtual void update(const adamw_numbers& n) = 0;
+    // Weights as the model now has them, moments zero.
+    virtual void reset() = 0;
+    virtual void read_weight(const std::string& name, tensor_view<float> to) const = 0;
+    virtual void read_gradient(const std::string& name, tensor_view<float> to) const = 0;
+};
+// Null where libtorch is absent.
+std::shared_ptr<torch_training> libtorch_training(const dense_model& m, idx threads);
+
+// What the module torch_peers.cpp hands out.
+struct torch_functions {
+    std::string (*version)();
+    call (*multiply)(const product& p, idx threads);
+    call (*attend)(const attended& p, idx threads, torch_gqa form);
+    std::shared_ptr<torch_training> (*train)(const dense_model& m, idx threads);
+};
 
 } // namespace sluice::bench

@@ -110,6 +110,11 @@ planted(${in}/train/sgd.hpp "does not include it")
 plant("includes the library's headers and nothing else" ${in}/sluice.hpp "#include <vector>\n")
 plant("holds includes and nothing else" ${in}/sluice.hpp "inline int x = 1;\n")
 plant("not part of the umbrella" ${in}/sluice.hpp "#include <sluice/reference/linear.hpp>\n")
+# Run-time dispatch
+make_tree()
+file(WRITE "${tree}/cmake/dispatch.cpp" "compile<norm_calls<float>>;\n")
+file(APPEND "${tree}/${in}/kernels/dot.hpp" "using dot_calls = calls<>;\n")
+planted(${in}/kernels/dot.hpp "does not compile dot_calls")
 # Form, sizes, names
 make_tree()
 file(WRITE "${tree}/${in}/core/shape.hpp" "#pragma once\n")

@@ -2,6 +2,7 @@
 #include "support/catch.hpp"
 
 #include <sluice/simd/arch.hpp>
+#include <sluice/simd/instantiate.hpp>
 #include <sluice/simd/pack.hpp>
 
 #include <memory>
@@ -28,6 +29,20 @@ struct take_ownership {
         to = *from;
     }
 };
+
+// Which Arch it was, and where its arguments were.
+struct place {
+    const void* at = nullptr;
+};
+struct tell {
+    template <class Arch>
+    void operator()(Arch, const place& object, int value, int* out) const {
+        *out = std::is_same_v<Arch, simd::scalar> ? 1 : std::is_same_v<Arch, simd::native> ? 2 : 3;
+        *out += value + (object.at == &object ? 10 : 0);
+    }
+};
+// An instruction set of other processors.
+using foreign = std::conditional_t<simd::has_registers<simd::neon64>(), simd::avx512, simd::neon64>;
 
 #define ISA_TEXT_OF(name) #name
 #define ISA_TEXT(name) ISA_TEXT_OF(name)
@@ -63,4 +78,43 @@ TEST_CASE("native has the registers that the name of the ISA promises") {
         CHECK(bytes == 4);
     CHECK(simd::pack<double, simd::native>::size * 8 == (bytes == 4 ? 8 : bytes));
     CHECK(simd::pack<float, simd::scalar>::size == 1);
+}
+
+TEST_CASE("dynamic is the first of its architectures that this machine has") {
+    using list = simd::dynamic<foreign, simd::native, simd::scalar>;
+    CHECK(!simd::available<foreign>());
+    CHECK(simd::available<simd::native>());
+    CHECK(simd::available<simd::scalar>());
+    const place here{&here};
+    int seen = 0;
+    simd::invoke(list{}, tell{}, here, 100, &seen);
+    CHECK(seen == 100 + 10 + (std::is_same_v<simd::native, simd::scalar> ? 1 : 2));
+    CHECK(simd::lanes<float>(list{}) == simd::pack<float, simd::native>::size);
+    CHECK(simd::lanes<double>(list{}) == simd::pack<double, simd::native>::size);
+}
+
+TEST_CASE("dynamic can be made to be one that is available") {
+    using list = simd::dynamic<foreign, simd::native, simd::scalar>;
+    int seen = 0;
+    REQUIRE(simd::force<simd::scalar>(list{}));
+    simd::invoke(list{}, tell{}, place{}, 0, &seen);
+    CHECK(seen == 1);
+    CHECK(simd::lanes<float>(list{}) == 1);
+    CHECK_FALSE(simd::force<foreign>(list{}));
+    CHECK_FALSE(simd::force<simd::scalar>(simd::dynamic<foreign>{}));
+    CHECK(simd::lanes<float>(list{}) == 1);
+    REQUIRE(simd::force<simd::native>(list{}));
+    CHECK(simd::lanes<float>(list{}) == simd::pack<float, simd::native>::size);
+}
+
+TEST_CASE("a dynamic of nothing that this machine has is an error") {
+    CHECK_THROWS_AS(simd::lanes<float>(simd::dynamic<foreign>{}), sluice::config_error);
+}
+
+TEST_CASE("lanes of instruction sets that the flags do not allow") {
+    CHECK(simd::lanes<float>(simd::sse2{}) == 4);
+    CHECK(simd::lanes<float>(simd::avx2{}) == 8);
+    CHECK(simd::lanes<float>(simd::avx512{}) == 16);
+    CHECK(simd::lanes<double>(simd::avx512{}) == 8);
+    CHECK(simd::lanes<float>(simd::neon64{}) == 4);
 }

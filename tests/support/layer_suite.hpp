@@ -733,7 +733,7 @@ public:
             const idx forward_steps = check_too_small(forward_needs, y, [&](arena& workspace) {
                 s.layer.forward(rows.rows(), rows.x.view(), y, nullptr, workspace);
             });
-            CHECK((forward_steps > 0) == (forward_needs > 0));
+            CHECK((forward_steps > 0) == (forward_needs > 0)); // some products need no workspace
             arena room(need.workspace), first_state(need.state);
             auto measured = s.layer.bind_state(first_state, most);
             s.layer.extend(rows.rows(), rows.x.view(), scratch, measured, room);

@@ -66,6 +66,11 @@ struct activation_backward {
     void operator()(Arch, const T* x, const T* up, const T* dy, T* dx, T* dup, idx n) const;
 };
 
+template <class T, activation... Kinds>
+using activation_calls =
+    simd::calls<simd::call<activation_forward<Kinds>, const T*, const T*, T*, idx>...,
+                simd::call<activation_backward<Kinds>, const T*, const T*, const T*, T*, T*, idx>...>;
+
 template <activation Kind>
 template <class Arch, class T>
 void activation_forward<Kind>::operator()(Arch, const T* x, const T* up, T* y, idx n) const {

@@ -25,6 +25,9 @@ struct adamw_step {
     void operator()(Arch, const adamw_args<T>& a) const;
 };
 
+template <class T>
+using adamw_calls = simd::calls<simd::call<adamw_step, const adamw_args<T>&>>;
+
 template <class Arch, class T>
 void adamw_step::operator()(Arch, const adamw_args<T>& a) const {
     using P = simd::pack<T, Arch>;

@@ -38,21 +38,25 @@ struct attention_block_args {
 // head_dim in whole registers: how wide rows are in scratch.
 template <class T, class Arch>
 constexpr idx whole_registers(idx n) {
-    return round_up(n, simd::pack<T, Arch>::size);
+    return round_up(n, simd::lanes<T>(Arch{}));
 }
 
 // Elements of scratch that a worker needs.
 template <class T, class Arch>
 idx attention_scratch(idx rows, idx head_dim) {
     const idx width = whole_registers<T, Arch>(head_dim);
-    return rows * (2 * width + 1 + simd::pack<T, Arch>::size) +
-           key_tile * (product_rows<T, Arch> + head_dim + width + 1);
+    return rows * (2 * width + 1 + simd::lanes<T>(Arch{})) +
+           key_tile * (tile_rows<T>(Arch{}) + head_dim + width + 1);
 }
 
 struct attention_block {
     template <class Arch, class T, class Policy, class Sources>
     void operator()(Arch, const attention_block_args<T, Policy, Sources>& g) const;
 };
+
+template <class T, class Policy, class... Sources>
+using attention_calls =
+    simd::calls<simd::call<attention_block, const attention_block_args<T, Policy, Sources>&>...>;
 
 // The rows of a block while it walks over the tiles.
 template <class Arch, class T>

@@ -38,6 +38,10 @@ struct attention_backward {
     void operator()(Arch, const attention_backward_args<T, Policy>& g) const;
 };
 
+template <class T, class Policy>
+using attention_backward_calls =
+    simd::calls<simd::call<attention_backward, const attention_backward_args<T, Policy>&>>;
+
 // Scratch of the backward pass: scores and their gradients, and the packed forms of one tile.
 template <class Arch, class T>
 struct attention_backward_tile {

@@ -34,7 +34,7 @@ struct attention_source {
     idx head = 0; // from head to head; 0: heads side by side in a row
     key_layout layout = key_layout::rows;
 
-    idx row(idx key) const { return ring == 0 ? key : key % ring; }
+    SLUICE_INLINE idx row(idx key) const { return ring == 0 ? key : key % ring; }
 };
 
 } // namespace sluice
@@ -61,14 +61,15 @@ concept has_tail = requires(const Policy& p, idx i) {
 };
 
 template <class Policy, class T>
-void key_biases(const Policy& p, const tile_place& t, T* bias) {
+SLUICE_INLINE void key_biases(const Policy& p, const tile_place& t, T* bias) {
     if constexpr (has_bias<Policy>)
         for (idx j = 0; j < t.width; ++j) bias[j] = static_cast<T>(p.bias(t.sequence, t.first + j, t.source));
 }
 
 // Applies the biases and the tail mask to one row's scores of keys [r.lo, r.hi) of the tile.
 template <class Policy, class T>
-void add_biases(const Policy& p, const tile_place& t, const T* bias, idx row, key_range r, T* scores) {
+SLUICE_INLINE void add_biases(const Policy& p, const tile_place& t, const T* bias, idx row, key_range r,
+                              T* scores) {
     if constexpr (has_bias<Policy>)
         for (idx j = r.lo; j < r.hi; ++j) scores[j] += bias[j];
     if constexpr (has_last_bias<Policy>) {

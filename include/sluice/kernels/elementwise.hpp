@@ -23,6 +23,11 @@ struct sum_squares {
     void operator()(Arch, const T* x, idx n, double* out) const;
 };
 
+template <class T>
+using elementwise_calls = simd::calls<simd::call<add_elements, const T*, const T*, T*, idx>,
+                                      simd::call<dot, const T*, const T*, idx, T*>,
+                                      simd::call<sum_squares, const T*, idx, double*>>;
+
 template <class Arch, class T>
 void add_elements::operator()(Arch, const T* a, const T* b, T* y, idx n) const {
     using P = simd::pack<T, Arch>;

@@ -21,6 +21,11 @@ struct gather_sum {
     void operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width, T* y) const;
 };
 
+template <class T>
+using gather_calls =
+    simd::calls<simd::call<gather_rows, const T*, idx, const std::int32_t*, idx, idx, T*, idx>,
+                simd::call<gather_sum, const T*, idx, const std::int32_t*, idx, idx, T*>>;
+
 template <class Arch, class T>
 void gather_rows::operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width, T* y,
                              idx y_row) const {

@@ -15,9 +15,14 @@ namespace sluice::kernels {
 // 32 registers hold 12 x 2 accumulators beside B and a broadcast; measured 97-98 % of the fma peak from L1,
 // as are 8 x 3, 6 x 4 and 14 x 2.
 template <class T, class Arch>
+constexpr int tile_rows(Arch arch) {
+    return simd::lanes<T>(arch) * static_cast<idx>(sizeof(T)) == 64 ? 12 : 6;
+}
+// Of a dynamic only the columns.
+template <class T, class Arch>
 struct gemm_tile {
-    static constexpr idx lanes = simd::pack<T, Arch>::size;
-    static constexpr int rows = lanes * static_cast<idx>(sizeof(T)) == 64 ? 12 : 6;
+    static constexpr idx lanes = simd::lanes<T>(Arch{});
+    static constexpr int rows = tile_rows<T>(Arch{});
     static constexpr idx cols = panel_cols<T>; // of a panel: one tile wide, or several beside each other
     static constexpr idx half = cols / 2;
 };
@@ -48,6 +53,17 @@ struct gemm_pack {
     template <class Arch, class T, class S>
     void operator()(Arch, const S* source, idx stride, bool transposed, idx k, idx n, T* panels) const;
 };
+
+// Writes the k rows of one bf16 panel as floats in plain order.
+struct widen_panel {
+    template <class Arch>
+    void operator()(Arch, const bf16* panel, idx k, float* out) const;
+};
+
+template <class T, class S = T>
+using gemm_calls = simd::calls<simd::call<gemm_block, const gemm_block_args<T, S>&>,
+                               simd::call<gemm_pack, const S*, idx, bool, idx, idx, T*>>;
+using widen_calls = simd::calls<simd::call<widen_panel, const bf16*, idx, float*>>;
 
 // Where the columns of a tile are: vector v holds columns v * half + offset onwards.
 template <class Arch, class T>
@@ -201,19 +217,16 @@ void gemm_pack::operator()(Arch, const S* source, idx stride, bool transposed, i
         }
 }
 
-// Writes the k rows of one bf16 panel as floats in plain order.
-struct widen_panel {
-    template <class Arch>
-    void operator()(Arch, const bf16* panel, idx k, float* out) const {
-        using P = simd::pack<float, Arch>;
-        constexpr idx cols = gemm_tile<float, Arch>::cols;
-        for (idx i = 0; i < k; ++i, panel += cols, out += cols)
-            for (idx offset = 0; offset < cols / 2; offset += P::size) {
-                const auto both = simd::load_pairs<Arch>(panel + 2 * offset);
-                both.low.store(out + offset);
-                both.high.store(out + cols / 2 + offset);
-            }
-    }
-};
+template <class Arch>
+void widen_panel::operator()(Arch, const bf16* panel, idx k, float* out) const {
+    using P = simd::pack<float, Arch>;
+    constexpr idx cols = gemm_tile<float, Arch>::cols;
+    for (idx i = 0; i < k; ++i, panel += cols, out += cols)
+        for (idx offset = 0; offset < cols / 2; offset += P::size) {
+            const auto both = simd::load_pairs<Arch>(panel + 2 * offset);
+            both.low.store(out + offset);
+            both.high.store(out + cols / 2 + offset);
+        }
+}
 
 } // namespace sluice::kernels

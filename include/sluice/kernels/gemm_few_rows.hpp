@@ -27,6 +27,9 @@ struct gemm_few_rows {
     void operator()(Arch, const gemm_few_rows_args<T, S>& g) const;
 };
 
+template <class T, class S = T>
+using gemm_few_rows_calls = simd::calls<simd::call<gemm_few_rows, const gemm_few_rows_args<T, S>&>>;
+
 // Steps of k that a square of B holds: a register for each of its rows, or half of one where bf16 is widened.
 template <class Arch, class T, class S>
 constexpr int square_steps =
@@ -43,7 +46,7 @@ SLUICE_INLINE void transpose_square(const F& row, T* out) {
         if constexpr (std::is_same_v<S, T>)
             words[r] = P::load(from);
         else if constexpr (square_steps<Arch, T, S> > size)
-            words[r] = P::load(reinterpret_cast<const float*>(from));
+            words[r] = P::load_bytes(from);
         else
             words[r] = widen<T>(*from);
     });

@@ -54,6 +54,11 @@ struct norm_dscale {
     void operator()(Arch, const norm_dx_args<T>& g, T* dscale, T* dbias) const;
 };
 
+template <class T>
+using norm_calls =
+    simd::calls<simd::call<norm_rows, const norm_rows_args<T>&>, simd::call<norm_dx, const norm_dx_args<T>&>,
+                simd::call<norm_dscale, const norm_dx_args<T>&, T*, T*>>;
+
 template <class Arch, class T>
 void norm_rows::operator()(Arch, const norm_rows_args<T>& g) const {
     using P = simd::pack<T, Arch>;

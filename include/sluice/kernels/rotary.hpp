@@ -29,6 +29,11 @@ struct rotate_row {
                     bool backwards) const;
 };
 
+template <class T>
+using rotary_calls =
+    simd::calls<simd::call<cos_sin_turns, const double*, T*, T*, idx>,
+                simd::call<rotate_row, T*, idx, idx, const T*, const T*, rotary_pairs, bool>>;
+
 // Nearest integer, halves to even, for |x| < 2^51.
 template <class Arch>
 SLUICE_INLINE simd::pack<double, Arch> nearest(simd::pack<double, Arch> x) {

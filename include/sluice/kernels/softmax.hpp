@@ -32,6 +32,13 @@ struct cross_entropy_dx {
                     idx dx_row, idx rows, idx n) const;
 };
 
+template <class T>
+using softmax_calls =
+    simd::calls<simd::call<softmax_rows, const T*, idx, T*, idx, idx, idx>,
+                simd::call<softmax_dx, const T*, idx, const T*, idx, T*, idx, idx, idx>,
+                simd::call<log_sum_exp_rows, const T*, idx, T*, idx, idx>,
+                simd::call<cross_entropy_dx, const T*, idx, const T*, const token_id*, T, T*, idx, idx, idx>>;
+
 // The largest of n elements; -inf for none.
 template <class Arch, class T>
 SLUICE_INLINE T row_largest(const T* x, idx n) {

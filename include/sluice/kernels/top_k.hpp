@@ -15,6 +15,9 @@ struct top_k {
     void operator()(Arch, const T* x, idx n, idx k, bool sorted, std::int32_t* indices) const;
 };
 
+template <class T>
+using top_k_calls = simd::calls<simd::call<top_k, const T*, idx, idx, bool, std::int32_t*>>;
+
 // Integers in the order of the floating-point numbers they stand for; both zeros are one.
 template <class T>
 class ordered_bits {
@@ -22,13 +25,13 @@ class ordered_bits {
     static constexpr bits low = std::numeric_limits<bits>::max();
 
 public:
-    static bits from(T x) {
+    static SLUICE_INLINE bits from(T x) {
         const bits b = std::bit_cast<bits>(x + T(0));
         return b < 0 ? static_cast<bits>(b ^ low) : b;
     }
-    static T value(bits b) { return std::bit_cast<T>(b < 0 ? static_cast<bits>(b ^ low) : b); }
+    static SLUICE_INLINE T value(bits b) { return std::bit_cast<T>(b < 0 ? static_cast<bits>(b ^ low) : b); }
     // Between a and b without overflow.
-    static bits middle(bits a, bits b) { return static_cast<bits>((a & b) + ((a ^ b) >> 1)); }
+    static SLUICE_INLINE bits middle(bits a, bits b) { return static_cast<bits>((a & b) + ((a ^ b) >> 1)); }
 };
 
 // How many of the n values `test` finds true; it is asked of a register.
@@ -209,8 +212,8 @@ void top_k::operator()(Arch, const T* x, idx n, idx k, bool sorted, std::int32_t
     };
     if (sorted)
         std::sort(indices, indices + k, before);
-    else if (numbers < k)
-        std::sort(indices, indices + k);
+    else if (numbers < k) // a comparison of our own: sorting by the usual one may be shared with other files
+        std::sort(indices, indices + k, [](std::int32_t a, std::int32_t b) { return a < b; });
 }
 
 } // namespace sluice::kernels

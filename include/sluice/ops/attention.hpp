@@ -7,6 +7,7 @@
 //   bias(sequence, key, source)       added to the score of a key
 //   last_bias(sequence, row, source)  added to the score of the last key a row sees
 //   tail(sequence, row, source)       -> key_tail: which of the last keys of its range a row really sees
+// Kernels call these: where one program is compiled for several instruction sets they are SLUICE_INLINE.
 // Workspace per worker does not grow with the number of keys.
 #pragma once
 
@@ -32,7 +33,7 @@ struct causal_attention {
     idx window = 0;
     std::span<const idx> past{}; // keys each sequence had before this call; empty: none
 
-    key_range range(idx sequence, idx row, idx) const {
+    SLUICE_INLINE key_range range(idx sequence, idx row, idx) const {
         const idx at = row + (past.empty() ? 0 : past[static_cast<std::size_t>(sequence)]);
         return {window == 0 ? 0 : std::max<idx>(0, at + 1 - window), at + 1};
     }
@@ -50,7 +51,7 @@ template <class T>
 struct packed_keys {
     const batch* rows;
     tensor_view<const T> k, v; // n_tokens x n_kv_heads * head_dim
-    attention_source<T> operator()(idx sequence, idx) const {
+    SLUICE_INLINE attention_source<T> operator()(idx sequence, idx) const {
         const idx first = rows->begin(sequence);
         return {k.row(first), v.row(first), k.row_stride(), v.row_stride(), 0};
     }

@@ -116,7 +116,7 @@ template <class T>
 struct cached_keys {
     const batch* rows;
     const attention_state<T>* state;
-    attention_source<T> operator()(idx sequence, idx) const {
+    SLUICE_INLINE attention_source<T> operator()(idx sequence, idx) const {
         const idx d = state->v.cols(), first = rows->slot(sequence) * state->n_heads * state->ring;
         return {.k = state->k.row(first / key_tile * d),
                 .v = state->v.row(first),

@@ -48,19 +48,21 @@ struct product {
     idx start_row = 0;
     std::optional<activation> act{};
 
-    using tile = kernels::gemm_tile<T, Arch>;
-    static constexpr idx cols = tile::cols;
-    static constexpr idx width = 16 * cols;            // columns of a task: 512 KiB of B stay in L2
-    static constexpr idx height = 8 * idx{tile::rows}; // rows of A multiplied before the next are copied
+    static constexpr idx cols = kernels::gemm_tile<T, Arch>::cols;
+    static constexpr idx width = 16 * cols;                      // columns of a task: 512 KiB of B stay in L2
     static constexpr idx gap = 64 / static_cast<idx>(sizeof(T)); // keeps rows of A apart in the cache's sets
-    static constexpr idx direct_rows = 2 * idx{tile::rows};      // up to here bf16 is widened in registers
+    // Rows of a tile, of A that are multiplied before the next are copied, and up to which bf16 is widened in
+    // registers.
+    static idx tile_rows() { return kernels::tile_rows<T>(Arch{}); }
+    static idx height() { return 8 * tile_rows(); }
+    static idx direct_rows() { return 2 * tile_rows(); }
 
     struct block {
         idx i, rows, j, cols;
     };
 
     // The time goes into reading B: a task reads one panel from end to end.
-    bool few_rows() const { return c.rows() <= tile::rows; }
+    bool few_rows() const { return c.rows() <= tile_rows(); }
     // The columns of B, where they are not packed, are then read where they are.
     bool few_rows_unpacked() const { return few_rows() && !b.panels && !b.by_rows; }
     // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, those
@@ -78,15 +80,15 @@ struct product {
         const idx m = c.rows(), n = c.cols(), workers = ex.concurrency();
         const idx wanted = workers == 1 ? 1 : 4 * workers; // so that workers end together
         const idx panels = ceil_div(n, cols);
-        const idx even_share = ceil_div(panels, m > 4 * tile::rows ? 1 : wanted);
+        const idx even_share = ceil_div(panels, m > 4 * tile_rows() ? 1 : wanted);
         const idx task_panels = std::clamp<idx>(even_share, 1, most_panels());
         const idx n_tasks = ceil_div(panels, task_panels);
-        const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile::rows);
+        const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile_rows());
         const idx m_tasks = ceil_div(m, rows);
         const arena::scope scope(workspace);
         // fewer rows never take more than many
         const idx b_size = needs_panels(m) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
-        const idx a_size = panels == 1 ? 0 : std::min(height, m) * (deep + gap);
+        const idx a_size = panels == 1 ? 0 : std::min(height(), m) * (deep + gap);
         T* scratch = workspace.take<T>(workers * (a_size + b_size));
         ex(n_tasks * m_tasks, [&](idx begin, idx end, idx worker) {
             T* mine = scratch + worker * (a_size + b_size);
@@ -101,7 +103,7 @@ struct product {
 
     // Whether a task of so many rows reads B through panels of T made for it.
     bool needs_panels(idx rows) const {
-        return b.panels ? !std::is_same_v<S, T> && rows > direct_rows : !few_rows_unpacked();
+        return b.panels ? !std::is_same_v<S, T> && rows > direct_rows() : !few_rows_unpacked();
     }
 
     void multiply(const block& t, T* a_scratch, T* b_scratch) const {
@@ -137,8 +139,8 @@ struct product {
 
     template <class P>
     void rows_of_a(const block& t, idx k0, idx n_k, const P* panels, idx panel_stride, T* a_scratch) const {
-        for (idx i = t.i; i < t.i + t.rows; i += height) {
-            const idx m = std::min(height, t.i + t.rows - i);
+        for (idx i = t.i; i < t.i + t.rows; i += height()) {
+            const idx m = std::min(height(), t.i + t.rows - i);
             kernels::gemm_block_args<T, P> g{.a = a + i * a_row + k0 * a_k,
                                              .a_row = a_row,
                                              .a_k = a_k,

@@ -40,12 +40,9 @@ void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena
             double* mine = turns + worker * half;
             for (idx i = b.begin(s) + begin; i < b.begin(s) + end; ++i) {
                 const auto position = static_cast<double>(b.position(s, i));
-                for (idx j = 0; j < half; ++j) {
-                    const double t = position * frequency[j];
-                    mine[j] = t - std::floor(t);
-                }
-                simd::invoke(Arch{}, kernels::cos_sin_turns{}, mine, table.cosine.row(i), table.sine.row(i),
-                             half);
+                for (idx j = 0; j < half; ++j) mine[j] = position * frequency[j];
+                simd::invoke(Arch{}, kernels::cos_sin_turns{}, static_cast<const double*>(mine),
+                             table.cosine.row(i), table.sine.row(i), half);
             }
         });
 }

@@ -54,7 +54,7 @@ SLUICE_INLINE pack_pair<pack<float, Arch>> load_pairs(const bf16* p) {
     if constexpr (std::is_same_v<Arch, scalar>) {
         return {P(to_float(p[0])), P(to_float(p[1]))};
     } else {
-        const P both = P::load(reinterpret_cast<const float*>(p));
+        const P both = P::load_bytes(p);
         return {upper_halves(both, true), upper_halves(both, false)};
     }
 }

@@ -32,13 +32,13 @@ struct decay_matrices {
 inline namespace SLUICE_ISA {
 
 // sqrt of the sum of squares over all tensors but buffers.
-template <class P>
+template <class Arch = simd::native, class P>
 double global_norm(const P& gradients, arena& workspace, executor_ref ex = {}) {
     double total = 0;
     each_param(
         [&](const param_name&, role r, const auto& g) {
             using T = typename std::remove_cvref_t<decltype(g)>::value_type;
-            if (r != role::buffer) total += sum_of_squares<simd::native, T>(g, workspace, ex);
+            if (r != role::buffer) total += sum_of_squares<Arch, T>(g, workspace, ex);
         },
         gradients);
     return std::sqrt(total);
@@ -46,11 +46,11 @@ double global_norm(const P& gradients, arena& workspace, executor_ref ex = {}) {
 
 // One step; `step` counts from 1. Tables (large memories) and buffers are left alone. Returns the gradient's
 // global norm before clipping. Throws input_error, and changes nothing, when that norm is not finite.
-template <class P, class Rule = decay_matrices>
+template <class Arch = simd::native, class P, class Rule = decay_matrices>
 double adamw(P& weights, const P& gradients, P& means, P& squares, const adamw_config& c, idx step,
              arena& workspace, executor_ref ex = {}, const Rule& rule = {}) {
     require(step >= 1, "adamw", "step counts from 1");
-    const double norm_before = global_norm(gradients, workspace, ex);
+    const double norm_before = global_norm<Arch>(gradients, workspace, ex);
     if (!std::isfinite(norm_before) && !ex.dry())
         SLUICE_THROW(input_error("adamw: the gradient of step " + std::to_string(step) + " is not finite"));
     const double shrink = c.clip > 0 && norm_before > c.clip ? c.clip / norm_before : 1;
@@ -70,8 +70,9 @@ double adamw(P& weights, const P& gradients, P& means, P& squares, const adamw_c
             a.step_size = static_cast<T>(rate / (1 - std::pow(static_cast<double>(a.beta1), t)));
             a.square_scale = static_cast<T>(1 / (1 - std::pow(static_cast<double>(a.beta2), t)));
             a.eps = static_cast<T>(c.eps);
-            a.keep = static_cast<T>(group.decay ? 1 - rate * c.decay : 1);
-            adamw_update<simd::native, T>(w, g, m, v, a, ex);
+            // rounded once, so that flags make no difference
+            a.keep = static_cast<T>(group.decay ? std::fma(-rate, c.decay, 1.0) : 1);
+            adamw_update<Arch, T>(w, g, m, v, a, ex);
         },
         weights, gradients, means, squares);
     return norm_before;

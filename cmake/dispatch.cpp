@@ -1,0 +1,24 @@
+// The kernels of the library for one architecture of a simd::dynamic; compiled once for each by
+// sluice_dispatch.
+#include <sluice/kernels/activation.hpp>
+#include <sluice/kernels/adamw.hpp>
+#include <sluice/kernels/elementwise.hpp>
+#include <sluice/kernels/gather.hpp>
+#include <sluice/kernels/gemm_few_rows.hpp>
+#include <sluice/kernels/norm.hpp>
+#include <sluice/kernels/rotary.hpp>
+#include <sluice/kernels/softmax.hpp>
+#include <sluice/kernels/top_k.hpp>
+#include <sluice/ops/attention_state.hpp>
+#include <sluice/simd/instantiate.hpp>
+
+using namespace sluice;
+using namespace sluice::kernels;
+
+template struct sluice::simd::compile<
+    simd::native, activation_calls<float, activation::silu, activation::gelu, activation::relu>,
+    adamw_calls<float>, elementwise_calls<float>, gather_calls<float>, gemm_calls<float>,
+    gemm_calls<float, bf16>, widen_calls, gemm_few_rows_calls<float>, gemm_few_rows_calls<float, bf16>,
+    norm_calls<float>, rotary_calls<float>, softmax_calls<float>, top_k_calls<float>,
+    attention_calls<float, causal_attention, packed_keys<float>, cached_keys<float>>,
+    attention_backward_calls<float, causal_attention>>;

@@ -1,0 +1,36 @@
+# Fails if an object file with kernels for one architecture defines a function that another file may define as well:
+# the linker would keep either, and an old processor might run the one for a new one. What bears the name of the
+# architecture belongs to it alone. Data are alike whatever they are compiled for.
+#   cmake -DNM=... -DARCH=avx2 -DMANGLED=4fma3I "-DOBJECTS=a.o|b.o" -P dispatch_check.cmake
+string(REPLACE "|" ";" objects "${OBJECTS}")
+set(found FALSE)
+set(shared "")
+foreach(object IN LISTS objects)
+    execute_process(COMMAND "${NM}" "${object}" OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
+    string(REGEX MATCHALL "[0-9a-f]+ [WT] [^\n]+" lines "${text}")
+    foreach(line IN LISTS lines)
+        if(line MATCHES "${MANGLED}")
+            set(found TRUE)
+        else()
+            string(REGEX REPLACE "^.* " "" name "${line}")
+            list(APPEND shared "${name}")
+        endif()
+    endforeach()
+    # A constructor would run before anything was picked.
+    if(text MATCHES "_GLOBAL__sub_I|__cxx_global_var_init")
+        message(FATAL_ERROR "${object} initialises variables when the program starts; kernels for ${ARCH} must not.")
+    endif()
+endforeach()
+if(shared)
+    find_program(filter c++filt NO_CACHE)
+    if(filter)
+        execute_process(COMMAND "${filter}" ${shared} OUTPUT_VARIABLE text)
+    else()
+        list(JOIN shared "\n" text)
+    endif()
+    message(FATAL_ERROR "These functions are compiled for ${ARCH} and may be used on processors without it:\n${text}\
+Make Arch one of their template arguments, or mark them SLUICE_INLINE.")
+endif()
+if(NOT found)
+    message(FATAL_ERROR "No function for ${ARCH} in ${OBJECTS}.")
+endif()
