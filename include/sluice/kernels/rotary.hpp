@@ -79,6 +79,46 @@ void cos_sin_turns::operator()(Arch, const double* turns, T* cosine, T* sine, id
     });
 }
 
+// Registers side by side of every head, by the same angles, which stay in registers. The first `inside` lanes
+// of each count.
+template <int Registers, class P, class T>
+SLUICE_INLINE void turn_halves(T* x, idx n_heads, idx d, const T* cosine, const T* sine, T direction,
+                               idx inside) {
+    P c[std::size_t{Registers}], s[std::size_t{Registers}];
+    simd::unrolled<Registers>([&](auto v) {
+        c[v] = P::load_partial(cosine + v * P::size, inside);
+        s[v] = P(direction) * P::load_partial(sine + v * P::size, inside);
+    });
+    for (T* const end = x + n_heads * d; x != end; x += d)
+        simd::unrolled<Registers>([&](auto v) {
+            T *const low = x + v * P::size, *const high = low + d / 2;
+            const P a = P::load_partial(low, inside), b = P::load_partial(high, inside);
+            (a * c[v] - b * s[v]).store_partial(low, inside);
+            (b * c[v] + a * s[v]).store_partial(high, inside);
+        });
+}
+
+// The same for pairs of neighbours.
+template <int Registers, class P, class T>
+SLUICE_INLINE void turn_neighbours(T* x, idx n_heads, idx d, const T* cosine, const T* sine, T direction) {
+    P c[std::size_t{Registers}], s[std::size_t{Registers}];
+    for (idx v = 0; v < Registers; ++v) {
+        T real[std::size_t{P::size}], imaginary[std::size_t{P::size}];
+        for (idx i = 0; i < P::size; ++i) {
+            const idx pair = (v * P::size + i) / 2;
+            real[i] = cosine[pair];
+            imaginary[i] = i % 2 == 0 ? -direction * sine[pair] : direction * sine[pair];
+        }
+        c[v] = P::load(real);
+        s[v] = P::load(imaginary);
+    }
+    for (T* const end = x + n_heads * d; x != end; x += d)
+        simd::unrolled<Registers>([&](auto v) {
+            const P a = P::load(x + v * P::size);
+            (a * c[v] + swap_neighbours(a) * s[v]).store(x + v * P::size);
+        });
+}
+
 template <class Arch, class T>
 void rotate_row::operator()(Arch, T* x, idx n_heads, idx d, const T* cosine, const T* sine,
                             rotary_pairs pairs, bool backwards) const {
@@ -86,32 +126,23 @@ void rotate_row::operator()(Arch, T* x, idx n_heads, idx d, const T* cosine, con
     const T direction = backwards ? T(-1) : T(1);
     const idx half = d / 2;
     if (pairs == rotary_pairs::half_split) {
-        // all heads turn by the same angles, which stay in registers
-        simd::for_each_pack<P>(half, [&](idx j, idx k) {
-            const P c = P::load_partial(cosine + j, k), s = P(direction) * P::load_partial(sine + j, k);
-            for (T *low = x + j, *end = low + n_heads * d; low != end; low += d) {
-                const P a = P::load_partial(low, k), b = P::load_partial(low + half, k);
-                (a * c - b * s).store_partial(low, k);
-                (b * c + a * s).store_partial(low + half, k);
-            }
-        });
+        idx j = 0;
+        for (; j + 4 * P::size <= half; j += 4 * P::size)
+            turn_halves<4, P>(x + j, n_heads, d, cosine + j, sine + j, direction, P::size);
+        for (; j + 2 * P::size <= half; j += 2 * P::size)
+            turn_halves<2, P>(x + j, n_heads, d, cosine + j, sine + j, direction, P::size);
+        for (; j < half; j += P::size)
+            turn_halves<1, P>(x + j, n_heads, d, cosine + j, sine + j, direction,
+                              std::min<idx>(P::size, half - j));
         return;
     }
     idx whole = 0; // elements of a head that fill registers
-    if constexpr (P::size > 1)
-        for (; whole + P::size <= d; whole += P::size) {
-            T real[std::size_t{P::size}], imaginary[std::size_t{P::size}];
-            for (idx i = 0; i < P::size; ++i) {
-                const idx pair = (whole + i) / 2;
-                real[i] = cosine[pair];
-                imaginary[i] = i % 2 == 0 ? -direction * sine[pair] : direction * sine[pair];
-            }
-            const P c = P::load(real), s = P::load(imaginary);
-            for (T *at = x + whole, *end = at + n_heads * d; at != end; at += d) {
-                const P a = P::load(at);
-                (a * c + swap_neighbours(a) * s).store(at);
-            }
-        }
+    if constexpr (P::size > 1) {
+        for (; whole + 4 * P::size <= d; whole += 4 * P::size)
+            turn_neighbours<4, P>(x + whole, n_heads, d, cosine + whole / 2, sine + whole / 2, direction);
+        for (; whole + P::size <= d; whole += P::size)
+            turn_neighbours<1, P>(x + whole, n_heads, d, cosine + whole / 2, sine + whole / 2, direction);
+    }
     for (idx h = 0; h < n_heads; ++h, x += d)
         for (idx i = whole; i < d; i += 2) {
             const T a = x[i], b = x[i + 1], c = cosine[i / 2], s = direction * sine[i / 2];
