@@ -1,5 +1,5 @@
 // C = start + A B^T for few rows of A, with B's rows where the user stores them. Reading B is what takes the
-// time, so it passes through the registers once: squares are transposed there, and nothing is written back.
+// time, so it is read once: squares of it are transposed in registers and multiplied, and no panel is made.
 //
 // Each element of C is the same chain of fma over k as in gemm.hpp.
 #pragma once
@@ -40,19 +40,20 @@ template <class Arch, class T, class S, class F>
 SLUICE_INLINE void transpose_square(const F& row, T* out) {
     using P = simd::pack<T, Arch>;
     constexpr int size = P::size;
+    constexpr bool pairs = square_steps<Arch, T, S> != size;
     P words[std::size_t{size}]; // of one element, or two of bf16
     simd::unrolled<size>([&](auto r) {
         const S* from = row(r);
         if constexpr (std::is_same_v<S, T>)
             words[r] = P::load(from);
-        else if constexpr (square_steps<Arch, T, S> > size)
+        else if constexpr (pairs)
             words[r] = P::load_bytes(from);
         else
             words[r] = widen<T>(*from);
     });
     transpose(words);
     simd::unrolled<size>([&](auto q) {
-        if constexpr (square_steps < Arch, T, S >> size) {
+        if constexpr (pairs) {
             upper_halves(words[q], true).store(out + 2 * q * size);
             upper_halves(words[q], false).store(out + (2 * q + 1) * size);
         } else {

@@ -54,7 +54,8 @@ SLUICE_INLINE T row_largest(const T* x, idx n) {
     return largest;
 }
 
-// Sum over j of exp(x[j] - shift), written to y where y is not null. What lies `next` behind x is asked for.
+// Sum over j of exp(x[j] - shift), written to y where y is not null; then what lies `next` behind x is asked
+// for.
 template <class Arch, class T>
 SLUICE_INLINE T row_exp(const T* x, T shift, T* y, idx n, idx next = 0) {
     using P = simd::pack<T, Arch>;
@@ -107,7 +108,7 @@ void log_sum_exp_rows::operator()(Arch, const T* x, idx x_row, T* lse, idx rows,
     for (idx i = 0; i < rows; ++i) {
         const T* from = x + i * x_row;
         const T largest = row_largest<Arch>(from, n);
-        lse[i] = largest + std::log(row_exp<Arch, T>(from, largest, nullptr, n, x_row));
+        lse[i] = largest + std::log(row_exp<Arch, T>(from, largest, nullptr, n));
     }
 }
 

@@ -60,7 +60,7 @@ struct packed_keys {
 inline namespace SLUICE_ISA {
 namespace detail {
 
-// Query tokens of a block: about 128 rows, whatever the size of the group, so that packing a tile of keys
+// Query tokens of a block: about 256 rows, whatever the size of the group, so that packing a tile of keys
 // costs little beside multiplying it.
 inline idx attention_block_tokens(idx group, idx n_tokens) {
     return std::clamp<idx>(4 * key_tile / group, 1, std::max<idx>(n_tokens, 1));
