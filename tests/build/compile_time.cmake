@@ -2,18 +2,12 @@
 # machine hardly change.
 set(limit 2500)
 file(GLOB headers RELATIVE "${INCLUDE}" "${INCLUDE}/sluice/layers/*.hpp")
-string(REPLACE "|" ";" directories "${SYSTEM}")
-set(system "")
-foreach(directory IN LISTS directories)
-    # Naming a compiler's own directory would change the order in which it looks for its headers.
-    if(NOT directory STREQUAL "/usr/include")
-        string(APPEND system " -isystem '${directory}'")
-    endif()
-endforeach()
+include("${CMAKE_CURRENT_LIST_DIR}/include_flags.cmake")
+list(JOIN include_flags "' '" include_flags)
 set(slow "")
 foreach(header IN LISTS headers)
     file(WRITE "${WORK}/alone.cpp" "#include <${header}>\n")
-    execute_process(COMMAND sh -c "'${COMPILER}' -std=c++20 ${FLAGS} -I'${INCLUDE}' ${system} -fsyntax-only alone.cpp && times"
+    execute_process(COMMAND sh -c "'${COMPILER}' -std=c++20 ${FLAGS} '${include_flags}' -fsyntax-only alone.cpp && times"
         WORKING_DIRECTORY "${WORK}" OUTPUT_VARIABLE times COMMAND_ERROR_IS_FATAL ANY)
     # The shell's own times, then those of its children: user, system.
     if(NOT times MATCHES "\n([0-9]+)m([0-9]+)[.,]([0-9][0-9])[0-9]*s")

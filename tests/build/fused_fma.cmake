@@ -2,14 +2,7 @@
 # and an addition would take twice as long and round twice. With -ffp-contract=off nothing but an explicit request
 # gives a fused instruction. SPLIT=ON compiles products and sums instead, which have to be noticed.
 separate_arguments(flags UNIX_COMMAND "${FLAGS}")
-set(include_flags "-I${INCLUDE}")
-string(REPLACE "|" ";" system "${SYSTEM}")
-foreach(directory IN LISTS system)
-    # Naming a compiler's own directory would change the order in which it looks for its headers.
-    if(NOT directory STREQUAL "/usr/include")
-        list(APPEND include_flags -isystem "${directory}")
-    endif()
-endforeach()
+include("${CMAKE_CURRENT_LIST_DIR}/include_flags.cmake")
 if(SPLIT)
     list(APPEND flags -DSPLIT)
 endif()

@@ -5,16 +5,10 @@
 # With SELF_TEST=ON it proves that this script itself notices a file that compiles, another message, no expectation
 # and a broken control.
 
+include("${CMAKE_CURRENT_LIST_DIR}/include_flags.cmake")
+
 # Sets `result` to what is wrong with the file, or to nothing.
 function(judge file result)
-    set(include_flags "-I${INCLUDE}")
-    string(REPLACE "|" ";" system "${SYSTEM}")
-    foreach(directory IN LISTS system)
-        # Naming a compiler's own directory would change the order in which it looks for its headers.
-        if(NOT directory STREQUAL "/usr/include")
-            list(APPEND include_flags -isystem "${directory}")
-        endif()
-    endforeach()
     set(compile "${COMPILER}" -std=c++20 -fsyntax-only ${FLAGS} ${include_flags})
 
     file(STRINGS "${file}" expectations REGEX "^// expect: ")
