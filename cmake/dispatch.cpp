@@ -9,7 +9,7 @@
 #include <sluice/kernels/rotary.hpp>
 #include <sluice/kernels/softmax.hpp>
 #include <sluice/kernels/top_k.hpp>
-#include <sluice/ops/attention_state.hpp>
+#include <sluice/ops/copy_attention.hpp>
 #include <sluice/simd/instantiate.hpp>
 
 using namespace sluice;
@@ -21,4 +21,6 @@ template struct sluice::simd::compile<
     gemm_calls<float, bf16>, widen_calls, gemm_few_rows_calls<float>, gemm_few_rows_calls<float, bf16>,
     norm_calls<float>, rotary_calls<float>, softmax_calls<float>, top_k_calls<float>,
     attention_calls<float, causal_attention, packed_keys<float>, cached_keys<float>>,
-    attention_backward_calls<float, causal_attention>>;
+    attention_backward_calls<float, causal_attention>,
+    attention_calls<float, copy_attention, copy_sources<float>>,
+    attention_backward_calls<float, copy_attention>>;

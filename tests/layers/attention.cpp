@@ -237,7 +237,7 @@ TEST_CASE("offsets and positions that do not fit the rows are refused") {
 
 TEST_CASE("more rows than a ring was bound for are refused") {
     session s(with_window(3), {.max_tokens = 200, .max_rows = 4});
-    REQUIRE(s.state.ring == 64);
+    REQUIRE(s.state.keys.ring == 64);
     CHECK(s.refused<capacity_error>(batch::one(5)) ==
           "attention state: ring of a window: needs 5 rows in one call (max_rows), has 4");
     CHECK_NOTHROW(s.extend(batch::one(4)));
@@ -271,7 +271,7 @@ TEST_CASE("a ring that is exactly full holds all that is needed") {
         const sample<float> rows({400}, plain.d_model, 14), wrong({400}, plain.d_model, 15);
         const auto want = suite::forward(s.layer, rows);
         stream<float_attention> full(s.layer, most);
-        REQUIRE(full.state().ring == 64);
+        REQUIRE(full.state().keys.ring == 64);
         padded<float> y(400, plain.d_model), dropped(400, plain.d_model);
         for (idx i = 0, n = 0; i < 400; i += n) {
             n = std::min(most.max_rows, 400 - i);

@@ -46,16 +46,16 @@ struct bound_state {
 
 idx ring_of(idx window, const limits& most) {
     arena dry;
-    return attention_state<float>::bind(dry, 1, 1, window, most).ring;
+    return attention_state<float>::bind(dry, 1, 1, window, most).keys.ring;
 }
 
 // Appends n rows of keys `first`, `first` + 1, ..., an eighth more for each element (values: their
 // negatives), to one slot.
 template <class T>
 idx append(attention_state<T>& state, idx slot, idx n, idx first) {
-    padded<T> k(n, state.v.cols()), v(n, state.v.cols());
+    padded<T> k(n, state.keys.v.cols()), v(n, state.keys.v.cols());
     for (idx i = 0; i < n; ++i) {
-        for (idx j = 0; j < state.v.cols(); ++j) {
+        for (idx j = 0; j < state.keys.v.cols(); ++j) {
             k(i, j) = static_cast<T>(first + i) + static_cast<T>(j) / 8;
             v(i, j) = -k(i, j);
         }
@@ -80,8 +80,9 @@ TEST_CASE("attention state: takes what a dry arena counted") {
                 const std::size_t bytes = dry_bytes<float>(width, window, most);
                 bound_state<float> s(width, window, most);
                 CHECK((s.memory.used() == bytes && s.memory.bytes() == bytes));
-                CHECK((s.state.v.rows() == most.n_sequences * s.state.ring && s.state.v.cols() == width));
-                CHECK((s.state.k.cols() == key_tile && s.state.k.size() == s.state.v.size()));
+                CHECK((s.state.keys.v.rows() == most.n_sequences * s.state.keys.ring &&
+                       s.state.keys.v.cols() == width));
+                CHECK((s.state.keys.k.cols() == key_tile && s.state.keys.k.size() == s.state.keys.v.size()));
                 CHECK((s.state.n_sequences() == most.n_sequences && s.state.window == window));
                 arena small(bytes - 64);
                 CHECK_THROWS_AS(attention_state<float>::bind(small, 1, width, window, most),
@@ -121,7 +122,7 @@ TEST_CASE("attention state: starts empty in memory that was used before") {
 TEST_CASE("attention state: append stores rows at their place modulo the ring") {
     bound_state<double> bound(6, 10, {.max_tokens = 1000, .max_rows = 50, .n_sequences = 3});
     auto& s = bound.state;
-    REQUIRE(s.ring == 64);
+    REQUIRE(s.keys.ring == 64);
     idx held = 0;
     for (idx n : {50, 0, 3, 20, 50, 1}) {
         CHECK(append(s, 1, n, held) == held);
@@ -129,13 +130,13 @@ TEST_CASE("attention state: append stores rows at their place modulo the ring") 
         CHECK((s.length(0, 1) == held && s.newest(0, 1) == held));
         for (idx key = std::max<idx>(0, held - 64); key < held; ++key)
             for (idx j = 0; j < 6; ++j) {
-                REQUIRE(s.k(6 + j, key % 64) == static_cast<double>(key) + static_cast<double>(j) / 8);
-                REQUIRE(s.v(64 + key % 64, j) == -s.k(6 + j, key % 64));
+                REQUIRE(s.keys.k(6 + j, key % 64) == static_cast<double>(key) + static_cast<double>(j) / 8);
+                REQUIRE(s.keys.v(64 + key % 64, j) == -s.keys.k(6 + j, key % 64));
             }
     }
     for (idx slot : {0, 2}) {
         CHECK(s.length(0, slot) == 0);
-        for (idx i = 0; i < 64; ++i) CHECK((s.k(slot * 6, i) == 0 && s.v(slot * 64 + i, 5) == 0));
+        for (idx i = 0; i < 64; ++i) CHECK((s.keys.k(slot * 6, i) == 0 && s.keys.v(slot * 64 + i, 5) == 0));
     }
 }
 
@@ -154,13 +155,13 @@ TEST_CASE("attention state: append takes several sequences in any order of slots
     s.append(b, k, v, past);
     CHECK((past[0] == 2 && past[1] == 0 && past[2] == 0));
     CHECK((s.length(0, 0) == 0 && s.length(0, 1) == 0 && s.length(0, 2) == 3 && s.length(0, 3) == 5));
-    CHECK((s.k(3 * 2, 1) == 101 && s.k(3 * 2, 2) == 1 && s.k(3 * 2 + 1, 4) == 3));
-    CHECK((s.k(2 * 2, 0) == 4 && s.k(2 * 2, 2) == 6 && s.k(0, 0) == 0));
-    CHECK((s.v(3 * 64 + 1, 0) == -101 && s.v(3 * 64 + 4, 1) == 3 && s.v(2 * 64 + 2, 0) == 6));
+    CHECK((s.keys.k(3 * 2, 1) == 101 && s.keys.k(3 * 2, 2) == 1 && s.keys.k(3 * 2 + 1, 4) == 3));
+    CHECK((s.keys.k(2 * 2, 0) == 4 && s.keys.k(2 * 2, 2) == 6 && s.keys.k(0, 0) == 0));
+    CHECK((s.keys.v(3 * 64 + 1, 0) == -101 && s.keys.v(3 * 64 + 4, 1) == 3 && s.keys.v(2 * 64 + 2, 0) == 6));
 
     const cached_keys<float> keys{&b, &s};
     const auto source = keys(0, 0);
-    CHECK((source.k == s.k.row(3 * 2) && source.v == s.v.row(3 * 64) && source.ring == 64));
+    CHECK((source.k == s.keys.k.row(3 * 2) && source.v == s.keys.v.row(3 * 64) && source.ring == 64));
     CHECK((source.k_row == 2 && source.v_row == 2 && source.row(65) == 1));
     CHECK((source.layout == sluice::key_layout::tiles && source.head == 64 * 2));
 }
@@ -275,8 +276,8 @@ TEMPLATE_TEST_CASE("attention state: a ring sees what a full cache sees", "", fl
         const limits most{
             .max_tokens = length + 20, .max_rows = 13, .n_sequences = n_slots, .max_rollback = 6};
         bound_state<T> ring(2 * 8, window, most, 2), full(2 * 8, 0, most, 2);
-        REQUIRE(ring.state.ring <= 192);
-        REQUIRE(full.state.ring >= length);
+        REQUIRE(ring.state.keys.ring <= 192);
+        REQUIRE(full.state.keys.ring >= length);
         const sluice::random_source numbers(static_cast<std::uint64_t>(window));
         idx turn = 0;
         auto draw = [&](idx below) {

@@ -1,8 +1,8 @@
 // Configs and weights of layers as their references name them.
 #pragma once
 
-#include <sluice/layers/transformer_block.hpp>
-#include <sluice/reference/transformer_block.hpp>
+#include <sluice/layers/phd.hpp>
+#include <sluice/reference/phd.hpp>
 
 namespace sluice::test {
 
@@ -24,6 +24,13 @@ inline reference::attention_shape reference_of(const attention_config& c) {
                                                                    : reference::rotary::none,
             .base = c.rotary.base,
             .eps = c.eps};
+}
+inline reference::copies reference_of(const cswa_config& c) {
+    return {.repeat = c.repeat,
+            .window = c.window,
+            .chunk = c.chunk == no_chunks ? 0 : c.chunk,
+            .window_of_hidden_tokens = c.unit == window_unit::hidden_tokens,
+            .interleaved = c.positions == copy_positions::interleaved};
 }
 inline reference::transformer_block_shape reference_of(const transformer_block_config& c) {
     return {.attention = reference_of(c.attention),

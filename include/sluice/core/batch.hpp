@@ -10,14 +10,19 @@
 
 namespace sluice {
 
+// A token is one row, or with repetition `copies` rows side by side: the original first, then its hidden
+// copies. Everything else counts tokens; rows(), begin() and end() say where their rows are.
 struct batch {
-    idx n_tokens = 0;                 // rows in this call
-    std::span<const idx> offsets{};   // n_sequences + 1 rows, 0 first, n_tokens last; empty: one sequence
+    idx n_tokens = 0;                 // tokens in this call
+    std::span<const idx> offsets{};   // n_sequences + 1 tokens, 0 first, n_tokens last; empty: one sequence
     std::span<const idx> positions{}; // n_tokens, absolute; empty: each sequence counts from first_position
     std::span<const token_id> ids{};  // n_tokens; may be empty where no layer reads them
     std::span<const idx> slots{};     // n_sequences: which sequence of the state; empty: 0, 1, 2, ...
     idx first_position = 0;
-    idx copies = 1;               // rows that share a position (token repetition)
+    idx copies = 1; // rows of a token (token repetition)
+    // n_sequences + 1 rows, where hidden copies were left out: the last tokens of a sequence have `copies`
+    // rows, as many as there are rows for, and those before them only their original; empty: all have copies
+    std::span<const idx> row_offsets{};
     std::uint64_t random_key = 0; // for jitter and sampling; the same key gives the same numbers
 
     // One sequence of n tokens, the first at `first`.
@@ -27,16 +32,53 @@ struct batch {
     }
 
     idx n_sequences() const { return offsets.empty() ? 1 : static_cast<idx>(offsets.size()) - 1; }
-    idx begin(idx sequence) const { return offsets.empty() ? 0 : offsets[at(sequence)]; }
-    idx end(idx sequence) const { return offsets.empty() ? n_tokens : offsets[at(sequence + 1)]; }
     idx slot(idx sequence) const { return slots.empty() ? sequence : slots[at(sequence)]; }
-    // The absolute position of a row that belongs to `sequence`.
+
+    SLUICE_INLINE idx tokens(idx sequence) const {
+        return offsets.empty() ? n_tokens : offsets[at(sequence + 1)] - offsets[at(sequence)];
+    }
+    SLUICE_INLINE idx first_token(idx sequence) const { return offsets.empty() ? 0 : offsets[at(sequence)]; }
+
+    idx rows() const { // a product out of range, which check_batch finds, is no undefined behaviour
+        if (!row_offsets.empty()) return row_offsets.back();
+        return static_cast<idx>(static_cast<std::size_t>(n_tokens) * static_cast<std::size_t>(copies));
+    }
+    SLUICE_INLINE idx begin(idx sequence) const {
+        return row_offsets.empty() ? first_token(sequence) * copies : row_offsets[at(sequence)];
+    }
+    SLUICE_INLINE idx end(idx sequence) const {
+        return row_offsets.empty() ? (first_token(sequence) + tokens(sequence)) * copies
+                                   : row_offsets[at(sequence + 1)];
+    }
+    // Leading tokens of a sequence that have no hidden copies here.
+    idx bare(idx sequence) const {
+        if (row_offsets.empty()) return 0;
+        return (tokens(sequence) * copies - (end(sequence) - begin(sequence))) / (copies - 1);
+    }
+    // Of a row that belongs to `sequence`: which of the sequence's tokens here it is, which copy of it (0:
+    // the original), and the token's absolute position.
+    idx token(idx sequence, idx row) const {
+        const idx i = row - begin(sequence), first = bare(sequence);
+        return copies == 1 || i < first ? i : first + (i - first) / copies;
+    }
+    idx copy(idx sequence, idx row) const {
+        const idx i = row - begin(sequence), first = bare(sequence);
+        return copies == 1 || i < first ? 0 : (i - first) % copies;
+    }
     idx position(idx sequence, idx row) const {
-        return positions.empty() ? first_position + row - begin(sequence) : positions[at(row)];
+        const idx i = token(sequence, row);
+        return positions.empty() ? first_position + i : positions[at(first_token(sequence) + i)];
     }
 
 private:
-    static std::size_t at(idx i) { return static_cast<std::size_t>(i); }
+    static SLUICE_INLINE std::size_t at(idx i) { return static_cast<std::size_t>(i); }
+};
+
+// Some rows of a batch, in rising order within each sequence: all that is wanted of an output. `to` is the
+// batch that they make.
+struct row_selection {
+    std::span<const std::int32_t> rows{};
+    batch to{};
 };
 
 // Checks everything about a batch that its own numbers can tell, in every build type. `layer` names the
@@ -52,6 +94,8 @@ inline void check_batch(const batch& b, std::string_view layer) {
     if (b.first_position > std::numeric_limits<idx>::max() - b.n_tokens)
         fail("first_position is " + text(b.first_position) + ", too large for " + text(b.n_tokens) +
              " tokens");
+    if (b.n_tokens > std::numeric_limits<idx>::max() / b.copies)
+        fail("copies is " + text(b.copies) + ", too large for " + text(b.n_tokens) + " tokens");
     const auto n = static_cast<std::size_t>(b.n_tokens);
     if (!b.positions.empty() && b.positions.size() != n)
         fail("positions has " + text(b.positions.size()) + " entries for " + text(n) + " tokens");
@@ -76,6 +120,18 @@ inline void check_batch(const batch& b, std::string_view layer) {
     }
     for (idx p : b.positions)
         if (p < 0) fail("a position is " + text(p));
+    if (b.row_offsets.empty()) return;
+    if (b.copies == 1) fail("row_offsets leave out hidden copies, and copies is 1");
+    if (static_cast<idx>(b.row_offsets.size()) != b.n_sequences() + 1)
+        fail("row_offsets has " + text(b.row_offsets.size()) + " entries for " + text(b.n_sequences()) +
+             " sequences");
+    if (b.row_offsets.front() != 0) fail("row_offsets must start at 0");
+    for (idx s = 0; s < b.n_sequences(); ++s) {
+        const idx rows = b.end(s) - b.begin(s), most = b.tokens(s) * b.copies;
+        if (rows < b.tokens(s) || rows > most || (most - rows) % (b.copies - 1) != 0)
+            fail("row_offsets give sequence " + text(s) + " " + text(rows) + " rows for " +
+                 text(b.tokens(s)) + " tokens of " + text(b.copies) + " copies");
+    }
 }
 
 } // namespace sluice

@@ -13,13 +13,19 @@
 
 namespace sluice {
 
+// Of what extend computes: every token's output, or the last of each sequence's, which is all that sampling
+// needs.
+enum class outputs { all, last };
+
 // How large calls will be; sizes of the caller's memory follow from it.
 struct limits {
     idx max_tokens = 0;   // tokens a sequence's state must hold; 0: no state is wanted
-    idx max_rows = 1;     // rows of the largest call
+    idx max_rows = 1;     // tokens of the largest call
     idx n_sequences = 1;  // sequences of a state
     idx max_rollback = 0; // tokens that truncate may take back
     idx workers = 1;      // concurrency of the executor
+    idx copies = 1;       // rows of a token (batch::copies)
+    outputs wanted = outputs::all;
 };
 
 // Throws config_error for a value that no caller can mean; sizes computed from the others cannot overflow
@@ -36,6 +42,7 @@ inline void check_limits(const limits& most) {
     check(most.n_sequences, 1, "n_sequences");
     check(most.max_rollback, 0, "max_rollback");
     check(most.workers, 1, "workers");
+    check(most.copies, 1, "copies");
 }
 
 struct sizes {
@@ -54,7 +61,7 @@ constexpr bool is_trainable = [] {
         return true;
 }();
 
-// What a layer takes for calls of at most `most.max_rows` rows, found by running its own code on arenas and
+// What a layer takes for calls of at most `most.max_rows` tokens, found by running its own code on arenas and
 // an executor that only count. A layer whose sizes depend on the data says its own worst case instead.
 template <class L>
 sizes layer_bytes(const L& layer, const limits& most) {
@@ -64,8 +71,9 @@ sizes layer_bytes(const L& layer, const limits& most) {
     arena workspace, tape, state_memory;
     dry_run counting{most.workers};
     const executor_ref ex(counting);
-    const batch b = batch::one(most.max_rows);
-    const tensor_view<T> x(nullptr, most.max_rows, layer.d_in()), y(nullptr, most.max_rows, layer.d_out());
+    batch b = batch::one(most.max_rows);
+    b.copies = most.copies;
+    const tensor_view<T> x(nullptr, b.rows(), layer.d_in()), y(nullptr, b.rows(), layer.d_out());
     layer.forward(b, x, y, nullptr, workspace, ex);
     if constexpr (is_trainable<L> &&
                   requires { layer.backward(b, x, y, x, tape, typename L::grad_type{}, workspace, ex); }) {
@@ -105,9 +113,9 @@ void rehearse(executor_ref ex, arena* tape, F&& call) {
 template <class T>
 void check_backward(const batch& b, const tensor_view<const T>& x, const tensor_view<const T>& dy,
                     const tensor_view<T>& dx, idx d_in, idx d_out, std::string_view layer) {
-    require_shape(x, b.n_tokens, d_in, layer, "x");
-    require_shape(dy, b.n_tokens, d_out, layer, "dy");
-    require_shape(dx, b.n_tokens, d_in, layer, "dx");
+    require_shape(x, b.rows(), d_in, layer, "x");
+    require_shape(dy, b.rows(), d_out, layer, "dy");
+    require_shape(dx, b.rows(), d_in, layer, "dx");
 }
 
 // The state of a layer that needs none.

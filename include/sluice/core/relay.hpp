@@ -7,16 +7,16 @@
 
 namespace sluice {
 
-// `layer` names the composite in errors; x and y are rows x width.
+// `layer` names the composite in errors; x is rows x width, y the same or of `out_rows`.
 template <class T>
 class relay {
 public:
     relay(std::string_view layer, idx n_layers, idx rows, idx width, in<T> x, tensor_view<T> y, arena* tape,
-          arena& workspace)
+          arena& workspace, idx out_rows = -1)
         : n_layers_(n_layers), rows_(rows), width_(width), from_(x), y_(y), tape_(tape) {
         require_shape(x, rows, width, layer, "x");
         // the last layer would find a wrong y only when the others' states are written
-        require_shape(y, rows, width, layer, "y");
+        require_shape(y, out_rows < 0 ? rows : out_rows, width, layer, "y");
         if (tape == nullptr) {
             for (auto& buffer : buffers_)
                 if (n_layers > 1) buffer = workspace.take<T>(rows, width);

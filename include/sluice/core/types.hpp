@@ -32,6 +32,9 @@
 #    define SLUICE_ISA isa_generic
 #endif
 
+// What kernels call and is no kernel itself: never a symbol that files of other flags could share.
+#define SLUICE_INLINE inline __attribute__((always_inline))
+
 namespace sluice {
 
 // Sizes, rows, positions: signed, so that differences are safe. (POSIX owns the name index.)

@@ -247,26 +247,33 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
     constexpr idx step = attention_rows<Arch, T>::step, lanes = attention_rows<Arch, T>::P::size;
     key_biases(policy, place, rows.bias);
     auto inside = [&](idx key) { return std::clamp(key - place.first, keys.lo, keys.hi); };
-    key_range seen[std::size_t{step}], mine;
+    key_range seen[std::size_t{step}], mine, hull;
     T subtract[std::size_t{step}];
     int finite = -1; // not known yet
     const idx pace = ceil_div(step, 3 * group);
     for (idx i = 0, token = 0, head = 0; i < rows.n; i += step) {
         const idx m = std::min(step, rows.n - i);
         idx row_of[std::size_t{step}];
+        key_range all;
+        bool blind = false;
         for (idx r = 0; r < m; ++r) {
             row_of[r] = first_row + token;
             if (r == 0 || head == 0) {
-                const key_range all = policy.range(place.sequence, row_of[r], place.source);
-                mine = {inside(all.lo), inside(all.hi)};
+                const key_range range = policy.range(place.sequence, row_of[r], place.source);
+                mine = hull = {inside(range.lo), inside(range.hi)};
+                if (is_blind(policy, place.sequence, row_of[r], place.source)) {
+                    mine.hi = mine.lo;
+                    blind = true;
+                }
             }
             seen[r] = mine;
+            if (r == 0) all.lo = hull.lo; // neither end ever decreases
+            all.hi = hull.hi;
             if (++head == group) {
                 head = 0;
                 ++token;
             }
         }
-        const key_range all{seen[0].lo, seen[m - 1].hi}; // neither end ever decreases
         if (all.lo >= all.hi) continue;
         coming.ask(pace);
         rows.scores(i, m, all, tile.k);
@@ -279,7 +286,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
         }
         rows.weigh(i, m, first, end, subtract);
         coming.ask(pace);
-        const bool alike = seen[0].hi == all.hi && seen[m - 1].lo == all.lo;
+        const bool alike = !blind && seen[0].hi == all.hi && seen[m - 1].lo == all.lo;
         if (!alike && finite < 0)
             finite =
                 all_finite<Arch>(tile.v + keys.lo * tile.v_row, tile.v_row, keys.hi - keys.lo, rows.width);

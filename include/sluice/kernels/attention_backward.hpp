@@ -90,8 +90,9 @@ void attention_backward_rows(const attention_backward_args<T, Policy>& g,
     gemm_block{}(Arch{}, tile_product<Arch>(dy, g.dy_row, 1, t.v_t, d, t.dp, key_tile, false, n, width, d));
     for (idx r = 0; r < n; ++r) {
         const key_range all = g.policy->range(g.sequence, i + r, g.source);
-        const idx lo = std::clamp<idx>(all.lo - tile, 0, width),
-                  hi = std::clamp<idx>(all.hi - tile, lo, width);
+        const idx lo = std::clamp<idx>(all.lo - tile, 0, width);
+        const bool blind = is_blind(*g.policy, g.sequence, i + r, g.source);
+        const idx hi = blind ? lo : std::clamp<idx>(all.hi - tile, lo, width);
         T *p = t.p + r * key_tile, *dp = t.dp + r * key_tile;
         const P lse(g.lse[(i + r) * g.lse_row + head]), delta(g.delta[(i + r) * g.delta_row + head]);
         simd::for_each_pack<P>(hi - lo, [&](idx j, idx k) {

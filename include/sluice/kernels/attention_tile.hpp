@@ -56,9 +56,21 @@ concept has_last_bias = requires(const Policy& p, idx i) {
     p.last_bias(i, i, i);
 };
 template <class Policy>
+concept has_blind_rows = requires(const Policy& p, idx i) {
+    p.blind(i, i, i);
+};
+template <class Policy>
 concept has_tail = requires(const Policy& p, idx i) {
     p.tail(i, i, i);
 };
+
+template <class Policy>
+SLUICE_INLINE bool is_blind(const Policy& p, idx sequence, idx row, idx source) {
+    if constexpr (has_blind_rows<Policy>)
+        return p.blind(sequence, row, source);
+    else
+        return false;
+}
 
 template <class Policy, class T>
 SLUICE_INLINE void key_biases(const Policy& p, const tile_place& t, T* bias) {

@@ -77,18 +77,17 @@ void initialise(const attention_params<T>& p, const attention_config& c, const r
 
 inline namespace SLUICE_ISA {
 
-template <class T, class W = T, class Arch = simd::native>
-class attention {
+// Queries, keys and values of attention from rows of x, and their gradients: what all attention layers share.
+template <class T, class W, class Arch>
+class attention_heads {
 public:
-    using scalar = T;
-    using arch = Arch;
-    static constexpr bool trainable = std::is_same_v<std::remove_const_t<W>, T>; // weights stored as T
-    using config_type = attention_config;
-    using params_type = attention_params<W>;
-    using grad_type = attention_params<T>;
-    using state_type = attention_state<T>;
+    // Queries or keys: `raw` before, `y` after norm and rotation (the same where there is no norm).
+    struct heads {
+        tensor_view<T> raw, y, inverse;
+    };
 
-    attention(const attention_config& config, const params_type& params) : config_(config), params_(params) {
+    attention_heads(const attention_config& config, const attention_params<W>& params)
+        : config_(config), params_(params) {
         const auto& c = config;
         require_positive(c.d_model, "attention", "d_model");
         require_positive(c.n_heads, "attention", "n_heads");
@@ -116,9 +115,116 @@ public:
     }
 
     const attention_config& config() const { return config_; }
-    const params_type& params() const { return params_; }
-    idx d_in() const { return config_.d_model; }
-    idx d_out() const { return config_.d_model; }
+    const attention_params<W>& params() const { return params_; }
+    attention_shape shape() const { return {config_.n_heads, config_.n_kv_heads, config_.head_dim}; }
+
+    heads take_queries(arena& keep, idx rows) const { return take(keep, rows, config_.n_heads); }
+    heads take_keys(arena& keep, idx rows) const { return take(keep, rows, config_.n_kv_heads); }
+    heads pop_queries(arena& tape, idx rows) const { return pop(tape, rows, config_.n_heads); }
+    heads pop_keys(arena& tape, idx rows) const { return pop(tape, rows, config_.n_kv_heads); }
+
+    // Angles for the rows of b; empty without rotary positions.
+    rotary_table<T> rotary(const batch& b, arena& workspace, executor_ref ex) const {
+        if (config_.rotary.pairs == rotary_pairs::none) return {};
+        const auto table = rotary_table<T>::bind(workspace, b.rows(), config_.head_dim);
+        fill_rotary_table<Arch>(b, config_.rotary.base, table, workspace, ex);
+        return table;
+    }
+    void queries(in<T> x, const rotary_table<T>& table, const heads& q, arena& workspace,
+                 executor_ref ex) const {
+        project(x, params_.w_q, params_.q_norm, table, q, workspace, ex);
+    }
+    void keys(in<T> x, const rotary_table<T>& table, const heads& k, arena& workspace,
+              executor_ref ex) const {
+        project(x, params_.w_k, params_.k_norm, table, k, workspace, ex);
+    }
+    void values(in<T> x, tensor_view<T> v, arena& workspace, executor_ref ex) const {
+        matmul<Arch>(x, params_.w_v, v, {}, workspace, ex);
+    }
+
+    // From the gradient of what attention read, which is overwritten, to those of x (added to where `add`)
+    // and of the weights.
+    void queries_backward(in<T> x, const rotary_table<T>& table, const heads& q, tensor_view<T> dq,
+                          tensor_view<T> dx, bool add, const attention_params<T>& grad, arena& workspace,
+                          executor_ref ex) const {
+        unturn(table, q, params_.q_norm, dq, grad.q_norm, ex);
+        unproject(x, dq, dx, add, params_.w_q, grad.w_q, workspace, ex);
+    }
+    void keys_backward(in<T> x, const rotary_table<T>& table, const heads& k, tensor_view<T> dk,
+                       tensor_view<T> dx, bool add, const attention_params<T>& grad, arena& workspace,
+                       executor_ref ex) const {
+        unturn(table, k, params_.k_norm, dk, grad.k_norm, ex);
+        unproject(x, dk, dx, add, params_.w_k, grad.w_k, workspace, ex);
+    }
+    void values_backward(in<T> x, in<T> dv, tensor_view<T> dx, bool add, const attention_params<T>& grad,
+                         arena& workspace, executor_ref ex) const {
+        unproject(x, dv, dx, add, params_.w_v, grad.w_v, workspace, ex);
+    }
+
+private:
+    bool normed() const { return config_.norm == qk_norm::per_head; }
+    heads take(arena& keep, idx rows, idx n_heads) const {
+        heads t;
+        t.y = keep.take<T>(rows, n_heads * config_.head_dim);
+        t.raw = normed() ? keep.take<T>(rows, n_heads * config_.head_dim) : t.y;
+        if (normed()) t.inverse = keep.take<T>(1, rows * n_heads);
+        return t;
+    }
+    heads pop(arena& tape, idx rows, idx n_heads) const {
+        heads t;
+        if (normed()) t.inverse = tape.pop<T>(1, rows * n_heads);
+        if (normed()) t.raw = tape.pop<T>(rows, n_heads * config_.head_dim);
+        t.y = tape.pop<T>(rows, n_heads * config_.head_dim);
+        return t;
+    }
+    void project(in<T> x, const tensor_view<W>& w, in<T> scale, const rotary_table<T>& table, const heads& t,
+                 arena& workspace, executor_ref ex) const {
+        matmul<Arch>(x, w, t.raw, {}, workspace, ex);
+        if (normed())
+            normalise<Arch, T>(one_a_row(t.raw), scale, {}, one_a_row(t.y), t.inverse, {},
+                               static_cast<T>(config_.eps), ex);
+        if (config_.rotary.pairs != rotary_pairs::none)
+            rotate<Arch>(t.y, table, config_.rotary.pairs, false, ex);
+    }
+    void unturn(const rotary_table<T>& table, const heads& t, in<T> scale, const tensor_view<T>& d,
+                tensor_view<T> dscale, executor_ref ex) const {
+        if (config_.rotary.pairs != rotary_pairs::none)
+            rotate<Arch>(d, table, config_.rotary.pairs, true, ex);
+        if (normed())
+            normalise_backward<Arch, T>(one_a_row(t.raw), scale, t.inverse, {}, one_a_row(d), one_a_row(d),
+                                        dscale, {}, ex);
+    }
+    void unproject(in<T> x, in<T> d, tensor_view<T> dx, bool add, const tensor_view<W>& w, tensor_view<T> dw,
+                   arena& workspace, executor_ref ex) const {
+        matmul_dx<Arch>(d, w, dx, add, workspace, ex);
+        matmul_dw<Arch>(d, x, dw, workspace, ex);
+    }
+    // The same memory with one head a row.
+    tensor_view<T> one_a_row(const tensor_view<T>& t) const {
+        return {t.data(), t.size() / config_.head_dim, config_.head_dim};
+    }
+
+    attention_config config_;
+    attention_params<W> params_;
+};
+
+template <class T, class W = T, class Arch = simd::native>
+class attention {
+public:
+    using scalar = T;
+    using arch = Arch;
+    static constexpr bool trainable = std::is_same_v<std::remove_const_t<W>, T>; // weights stored as T
+    using config_type = attention_config;
+    using params_type = attention_params<W>;
+    using grad_type = attention_params<T>;
+    using state_type = attention_state<T>;
+
+    attention(const attention_config& config, const params_type& params) : heads_(config, params) {}
+
+    const attention_config& config() const { return heads_.config(); }
+    const params_type& params() const { return heads_.params(); }
+    idx d_in() const { return config().d_model; }
+    idx d_out() const { return config().d_model; }
 
     // Every sequence of the batch from its first token; y (n_tokens, d_model) from x of the same shape.
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
@@ -127,9 +233,9 @@ public:
         const arena::scope scope(workspace);
         const tensors t = take(b.n_tokens, tape == nullptr ? workspace : *tape);
         project(b, x, t, workspace, ex);
-        attend<Arch>(b, shape(), t.q, packed_keys<T>{&b, t.k, t.v}, causal_attention{config_.window}, t.y,
-                     t.lse, workspace, ex);
-        matmul<Arch>(t.y, params_.w_o, y, {}, workspace, ex);
+        attend<Arch>(b, heads_.shape(), t.q.y, packed_keys<T>{&b, t.k.y, t.v},
+                     causal_attention{config().window}, t.y, t.lse, workspace, ex);
+        matmul<Arch>(t.y, params().w_o, y, {}, workspace, ex);
     }
 
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
@@ -137,36 +243,29 @@ public:
         check_backward<T>(b, x, dy, dx, d_in(), d_out(), "attention");
         const arena::scope scope(workspace);
         const tensors t = pop(b.n_tokens, tape);
-        const auto dheads = workspace.take<T>(b.n_tokens, t.q.cols());
-        const auto dq = workspace.take<T>(b.n_tokens, t.q.cols());
-        const auto dk = workspace.take<T>(b.n_tokens, t.k.cols()),
-                   dv = workspace.take<T>(b.n_tokens, t.k.cols());
+        const auto dheads = workspace.take<T>(b.n_tokens, t.y.cols());
+        const auto dq = workspace.take<T>(b.n_tokens, t.y.cols());
+        const auto dk = workspace.take<T>(b.n_tokens, t.v.cols()),
+                   dv = workspace.take<T>(b.n_tokens, t.v.cols());
         matmul_dw<Arch>(dy, t.y, grad.w_o, workspace, ex);
-        matmul_dx<Arch>(dy, params_.w_o, dheads, false, workspace, ex);
-        attend_backward<Arch>(b, shape(), t.q, t.k, t.v, t.y, t.lse, dheads, causal_attention{config_.window},
-                              dq, dk, dv, workspace, ex);
-        if (config_.rotary.pairs != rotary_pairs::none) {
-            const auto table = rotary(b, workspace, ex);
-            rotate<Arch>(dq, table, config_.rotary.pairs, true, ex);
-            rotate<Arch>(dk, table, config_.rotary.pairs, true, ex);
-        }
-        if (config_.norm == qk_norm::per_head) {
-            unnorm(t.raw_q, params_.q_norm, t.q_inverse, dq, grad.q_norm, ex);
-            unnorm(t.raw_k, params_.k_norm, t.k_inverse, dk, grad.k_norm, ex);
-        }
-        unproject(x, dq, dx, false, params_.w_q, grad.w_q, workspace, ex);
-        unproject(x, dk, dx, true, params_.w_k, grad.w_k, workspace, ex);
-        unproject(x, dv, dx, true, params_.w_v, grad.w_v, workspace, ex);
+        matmul_dx<Arch>(dy, params().w_o, dheads, false, workspace, ex);
+        attend_backward<Arch, T>(b, heads_.shape(), t.q.y, t.k.y, t.v, t.y, t.lse, dheads,
+                                 causal_attention{config().window}, dq, dk, dv, workspace, ex);
+        const auto table = heads_.rotary(b, workspace, ex);
+        heads_.queries_backward(x, table, t.q, dq, dx, false, grad, workspace, ex);
+        heads_.keys_backward(x, table, t.k, dk, dx, true, grad, workspace, ex);
+        heads_.values_backward(x, dv, dx, true, grad, workspace, ex);
     }
 
     state_type bind_state(arena& memory, const limits& most) const {
-        return state_type::bind(memory, config_.n_kv_heads, config_.head_dim, config_.window, most);
+        return state_type::bind(memory, config().n_kv_heads, config().head_dim, config().window, most);
     }
 
     // Appends the batch's tokens to their sequences. Nothing is written when the state cannot hold them.
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
         check_call(b, x, y);
+        state.check_shape(config().n_kv_heads, config().head_dim, config().window);
         if (!ex.dry()) state.check_room(b);
         rehearse(ex, [&](executor_ref dry) { extend(b, x, y, state, workspace, dry); });
         const arena::scope scope(workspace);
@@ -175,10 +274,10 @@ public:
         const idx slots = state.n_sequences();
         const std::span<idx> past(workspace.take<idx>(slots), ex.dry() ? 0 : static_cast<std::size_t>(slots));
         project(b, x, t, workspace, ex);
-        if (!ex.dry()) state.append(b, t.k, t.v, past);
-        attend<Arch>(b, shape(), t.q, cached_keys<T>{&b, &state}, causal_attention{config_.window, past}, t.y,
-                     {}, workspace, ex);
-        matmul<Arch>(t.y, params_.w_o, y, {}, workspace, ex);
+        if (!ex.dry()) state.append(b, t.k.y, t.v, past);
+        attend<Arch>(b, heads_.shape(), t.q.y, cached_keys<T>{&b, &state},
+                     causal_attention{config().window, past}, t.y, {}, workspace, ex);
+        matmul<Arch>(t.y, params().w_o, y, {}, workspace, ex);
     }
     // Two names for what extend does: the prompt, and then a token at a time.
     void prefill(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
@@ -193,93 +292,56 @@ public:
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }
     // Products and visible pairs of n tokens after `past` others; norms and rotations are not counted.
     double flops(idx n_tokens, idx past = 0) const {
-        const idx weights = params_.w_q.size() + params_.w_k.size() + params_.w_v.size() + params_.w_o.size();
+        const auto& p = params();
+        const idx weights = p.w_q.size() + p.w_k.size() + p.w_v.size() + p.w_o.size();
         double pairs = 0;
         for (idx i = past; i < past + n_tokens; ++i)
-            pairs += static_cast<double>(config_.window == 0 ? i + 1 : std::min(i + 1, config_.window));
+            pairs += static_cast<double>(config().window == 0 ? i + 1 : std::min(i + 1, config().window));
         return 2.0 * static_cast<double>(n_tokens) * static_cast<double>(weights) +
-               4.0 * pairs * static_cast<double>(config_.n_heads * config_.head_dim);
+               4.0 * pairs * static_cast<double>(config().n_heads * config().head_dim);
     }
 
 private:
-    // What backward needs: raw_* are before, q and k after norm and rotation (the same where there is no
-    // norm).
-    struct tensors {
-        tensor_view<T> raw_q, raw_k, q_inverse, k_inverse, q, k, v, y, lse;
+    using heads = attention_heads<T, W, Arch>;
+    struct tensors { // what backward needs
+        typename heads::heads q, k;
+        tensor_view<T> v, y, lse;
     };
     tensors take(idx n, arena& keep) const {
-        const idx h = config_.n_heads, g = config_.n_kv_heads, d = config_.head_dim;
-        const bool normed = config_.norm == qk_norm::per_head;
         tensors t;
-        t.q = keep.take<T>(n, h * d);
-        t.k = keep.take<T>(n, g * d);
-        t.v = keep.take<T>(n, g * d);
-        t.y = keep.take<T>(n, h * d);
-        t.lse = keep.take<T>(n, h);
-        t.raw_q = normed ? keep.take<T>(n, h * d) : t.q;
-        t.raw_k = normed ? keep.take<T>(n, g * d) : t.k;
-        if (normed) t.q_inverse = keep.take<T>(1, n * h);
-        if (normed) t.k_inverse = keep.take<T>(1, n * g);
+        t.q = heads_.take_queries(keep, n);
+        t.k = heads_.take_keys(keep, n);
+        t.v = keep.take<T>(n, config().n_kv_heads * config().head_dim);
+        t.y = keep.take<T>(n, config().n_heads * config().head_dim);
+        t.lse = keep.take<T>(n, config().n_heads);
         return t;
     }
     tensors pop(idx n, arena& tape) const {
-        const idx h = config_.n_heads, g = config_.n_kv_heads, d = config_.head_dim;
-        const bool normed = config_.norm == qk_norm::per_head;
         tensors t;
-        if (normed) t.k_inverse = tape.pop<T>(1, n * g);
-        if (normed) t.q_inverse = tape.pop<T>(1, n * h);
-        if (normed) t.raw_k = tape.pop<T>(n, g * d);
-        if (normed) t.raw_q = tape.pop<T>(n, h * d);
-        t.lse = tape.pop<T>(n, h);
-        t.y = tape.pop<T>(n, h * d);
-        t.v = tape.pop<T>(n, g * d);
-        t.k = tape.pop<T>(n, g * d);
-        t.q = tape.pop<T>(n, h * d);
+        t.lse = tape.pop<T>(n, config().n_heads);
+        t.y = tape.pop<T>(n, config().n_heads * config().head_dim);
+        t.v = tape.pop<T>(n, config().n_kv_heads * config().head_dim);
+        t.k = heads_.pop_keys(tape, n);
+        t.q = heads_.pop_queries(tape, n);
         return t;
     }
     void check_call(const batch& b, in<T> x, in<T> y) const {
         check_batch(b, "attention");
-        require_shape(x, b.n_tokens, config_.d_model, "attention", "x");
-        require_shape(y, b.n_tokens, config_.d_model, "attention", "y");
+        if (b.copies != 1)
+            SLUICE_THROW(input_error("attention: batch: copies is " + std::to_string(b.copies) +
+                                     "; cswa is the attention of repeated tokens"));
+        require_shape(x, b.n_tokens, d_in(), "attention", "x");
+        require_shape(y, b.n_tokens, d_in(), "attention", "y");
     }
-    attention_shape shape() const { return {config_.n_heads, config_.n_kv_heads, config_.head_dim}; }
-    rotary_table<T> rotary(const batch& b, arena& workspace, executor_ref ex) const {
-        const auto table = rotary_table<T>::bind(workspace, b.n_tokens, config_.head_dim);
-        fill_rotary_table<Arch>(b, config_.rotary.base, table, workspace, ex);
-        return table;
-    }
-    // Queries, keys and values of a call, ready for attention.
     void project(const batch& b, in<T> x, const tensors& t, arena& workspace, executor_ref ex) const {
-        matmul<Arch>(x, params_.w_q, t.raw_q, {}, workspace, ex);
-        matmul<Arch>(x, params_.w_k, t.raw_k, {}, workspace, ex);
-        matmul<Arch>(x, params_.w_v, t.v, {}, workspace, ex);
-        if (config_.norm == qk_norm::per_head) {
-            const T eps = static_cast<T>(config_.eps);
-            normalise<Arch, T>(heads(t.raw_q), params_.q_norm, {}, heads(t.q), t.q_inverse, {}, eps, ex);
-            normalise<Arch, T>(heads(t.raw_k), params_.k_norm, {}, heads(t.k), t.k_inverse, {}, eps, ex);
-        }
-        if (config_.rotary.pairs == rotary_pairs::none) return;
         const arena::scope scope(workspace);
-        const auto table = rotary(b, workspace, ex);
-        rotate<Arch>(t.q, table, config_.rotary.pairs, false, ex);
-        rotate<Arch>(t.k, table, config_.rotary.pairs, false, ex);
-    }
-    // The same memory with one head a row.
-    tensor_view<T> heads(const tensor_view<T>& t) const {
-        return {t.data(), t.size() / config_.head_dim, config_.head_dim};
-    }
-    void unnorm(const tensor_view<T>& raw, in<T> scale, in<T> inverse, const tensor_view<T>& d,
-                tensor_view<T> dscale, executor_ref ex) const {
-        normalise_backward<Arch, T>(heads(raw), scale, inverse, {}, heads(d), heads(d), dscale, {}, ex);
-    }
-    void unproject(in<T> x, in<T> d, tensor_view<T> dx, bool add, const tensor_view<W>& w, tensor_view<T> dw,
-                   arena& workspace, executor_ref ex) const {
-        matmul_dx<Arch>(d, w, dx, add, workspace, ex);
-        matmul_dw<Arch>(d, x, dw, workspace, ex);
+        const auto table = heads_.rotary(b, workspace, ex);
+        heads_.queries(x, table, t.q, workspace, ex);
+        heads_.keys(x, table, t.k, workspace, ex);
+        heads_.values(x, t.v, workspace, ex);
     }
 
-    attention_config config_;
-    params_type params_;
+    heads heads_;
 };
 
 } // namespace SLUICE_ISA

@@ -201,7 +201,7 @@ public:
                  executor_ref ex = {}) const {
         rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
         const arena::scope scope(workspace);
-        relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, tape, workspace);
+        relay<T> walk("chain", n_layers, b.rows(), d_in(), x, y, tape, workspace);
         for_each_layer([&](auto i, const auto& layer) {
             walk.step(
                 i(), [&](in<T> from, tensor_view<T> to) { layer.forward(b, from, to, tape, workspace, ex); });
@@ -212,7 +212,7 @@ public:
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "chain");
         const arena::scope scope(workspace);
-        relay_back<T> walk(n_layers, b.n_tokens, d_in(), x, dy, dx, tape, workspace);
+        relay_back<T> walk(n_layers, b.rows(), d_in(), x, dy, dx, tape, workspace);
         [&]<std::size_t... I>(std::index_sequence<I...>) {
             (walk.step(n_layers - 1 - static_cast<idx>(I),
                        [&](in<T> from, in<T> d, tensor_view<T> to) {
@@ -236,7 +236,7 @@ public:
         if (!ex.dry()) state.check_room(b);
         rehearse(ex, [&](executor_ref dry) { extend(b, x, y, state, workspace, dry); });
         const arena::scope scope(workspace);
-        relay<T> walk("chain", n_layers, b.n_tokens, d_in(), x, y, nullptr, workspace);
+        relay<T> walk("chain", n_layers, b.rows(), d_in(), x, y, nullptr, workspace);
         for_each_layer([&](auto i, const auto& layer) {
             walk.step(i(), [&](in<T> from, tensor_view<T> to) {
                 layer.extend(b, from, to, get<static_cast<std::size_t>(i())>(state.layers), workspace, ex);
@@ -304,7 +304,7 @@ public:
                  executor_ref ex = {}) const {
         rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
         const arena::scope scope(workspace);
-        relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, tape, workspace);
+        relay<T> walk("stack", n_layers(), b.rows(), d_in(), x, y, tape, workspace);
         for (idx i = 0; i < n_layers(); ++i)
             walk.step(
                 i, [&](in<T> from, tensor_view<T> to) { at(i).forward(b, from, to, tape, workspace, ex); });
@@ -314,7 +314,7 @@ public:
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "stack");
         const arena::scope scope(workspace);
-        relay_back<T> walk(n_layers(), b.n_tokens, d_in(), x, dy, dx, tape, workspace);
+        relay_back<T> walk(n_layers(), b.rows(), d_in(), x, dy, dx, tape, workspace);
         for (idx i = n_layers() - 1; i >= 0; --i)
             walk.step(i, [&](in<T> from, in<T> d, tensor_view<T> to) {
                 at(i).backward(b, from, d, to, tape, part_of(grad, i), workspace, ex);
@@ -333,15 +333,10 @@ public:
                 executor_ref ex = {}) const {
         rehearse(ex, [&](executor_ref dry) { extend(b, x, y, state, workspace, dry); });
         const arena::scope scope(workspace);
-        relay<T> walk("stack", n_layers(), b.n_tokens, d_in(), x, y, nullptr, workspace);
+        relay<T> walk("stack", n_layers(), b.rows(), d_in(), x, y, nullptr, workspace);
         for (idx i = 0; i < n_layers(); ++i)
             walk.step(i, [&](in<T> from, tensor_view<T> to) {
-                if (!state.layers.empty())
-                    return at(i).extend(b, from, to, state.layers[static_cast<std::size_t>(i)], workspace,
-                                        ex);
-                arena dry; // a dry run's state has no memory for its parts
-                auto none = at(i).bind_state(dry, state.most);
-                at(i).extend(b, from, to, none, workspace, ex);
+                with_state(state, i, [&](auto& mine) { at(i).extend(b, from, to, mine, workspace, ex); });
             });
     }
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }
@@ -349,13 +344,22 @@ public:
         return static_cast<double>(n_layers()) * at(0).flops(n_tokens, past);
     }
 
-private:
+    // Calls f(state of layer i). A dry run's state has no memory for its parts.
+    template <class F>
+    void with_state(state_type& state, idx i, F&& f) const {
+        if (!state.layers.empty()) return f(state.layers[static_cast<std::size_t>(i)]);
+        arena dry;
+        auto none = at(i).bind_state(dry, state.most);
+        f(none);
+    }
+    // Gradients of layer i. A dry run's gradients have no memory for their parts.
     typename Layer::grad_type part_of(const grad_type& grad, idx i) const {
         if (!grad.layers.empty()) return grad.layers[static_cast<std::size_t>(i)];
-        arena dry; // a dry run's gradients have no memory for their parts
+        arena dry;
         return Layer::grad_type::bind(dry, config_.layer);
     }
 
+private:
     config_type config_;
     params_type params_;
 };

@@ -102,11 +102,11 @@ public:
     // The tape keeps the values before the activation; the product of both is computed again in backward.
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
-        require_shape(x, b.n_tokens, config_.d_model, "feed_forward", "x");
-        require_shape(y, b.n_tokens, config_.d_model, "feed_forward", "y");
+        require_shape(x, b.rows(), config_.d_model, "feed_forward", "x");
+        require_shape(y, b.rows(), config_.d_model, "feed_forward", "y");
         const arena::scope scope(workspace);
-        const auto [gate, up] = inner(b.n_tokens, tape == nullptr ? workspace : *tape);
-        const auto hidden = tape == nullptr ? up : workspace.take<T>(b.n_tokens, config_.d_ff);
+        const auto [gate, up] = inner(b.rows(), tape == nullptr ? workspace : *tape);
+        const auto hidden = tape == nullptr ? up : workspace.take<T>(b.rows(), config_.d_ff);
         if (config_.gated()) {
             const gated_weights<W> w{.gate = params_.w_gate,
                                      .up = params_.w_up,
@@ -125,9 +125,9 @@ public:
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_out(), "feed_forward");
         const arena::scope scope(workspace);
-        const auto up = tape.pop<T>(b.n_tokens, config_.d_ff);
-        const auto gate = config_.gated() ? tape.pop<T>(b.n_tokens, config_.d_ff) : tensor_view<T>();
-        const auto hidden = workspace.take<T>(b.n_tokens, config_.d_ff);
+        const auto up = tape.pop<T>(b.rows(), config_.d_ff);
+        const auto gate = config_.gated() ? tape.pop<T>(b.rows(), config_.d_ff) : tensor_view<T>();
+        const auto hidden = workspace.take<T>(b.rows(), config_.d_ff);
         activate_inner(gate, up, hidden, ex);
         matmul_dw<Arch>(dy, hidden, grad.w_down, workspace, ex);
         if (config_.bias) add_rows<Arch>(dy, grad.b_down, ex);

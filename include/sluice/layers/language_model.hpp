@@ -127,20 +127,26 @@ public:
     // sequence (then no sequence may be empty).
     void extend(const batch& b, tensor_view<T> logits, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
-        const bool all = logits.rows() == b.n_tokens;
+        const bool all = logits.rows() != b.n_sequences() || logits.rows() == b.n_tokens;
         require_shape(logits, all ? b.n_tokens : b.n_sequences(), vocabulary(), "language_model", "logits");
         rehearse(ex, [&](executor_ref dry) { extend(b, logits, state, workspace, dry); });
         const arena::scope scope(workspace);
-        const auto x = workspace.take<T>(b.n_tokens, d_model()), y = workspace.take<T>(b.n_tokens, d_model());
+        const auto x = workspace.take<T>(b.n_tokens, d_model());
         for (idx s = 0; s < b.n_sequences() && !all; ++s)
             if (b.end(s) == b.begin(s))
                 SLUICE_THROW(input_error("language_model: sequence " + std::to_string(s) +
                                          " of the batch is empty, so it has no last token"));
         embed(b, x, ex);
+        if (all || body_takes_last) {
+            const auto y = workspace.take<T>(logits.rows(), d_model());
+            body_.extend(b, x, y, state, workspace, ex);
+            return head(batch::one(y.rows()), y, logits, workspace, ex);
+        }
+        const auto y = workspace.take<T>(b.n_tokens, d_model());
         body_.extend(b, x, y, state, workspace, ex);
-        if (!all && !ex.dry())
-            for (idx s = 0; s < b.n_sequences(); ++s) std::copy_n(y.row(b.end(s) - 1), d_model(), y.row(s));
-        head(all ? b : batch::one(b.n_sequences()), y.row_block(0, logits.rows()), logits, workspace, ex);
+        for (idx s = 0; s < b.n_sequences() && !ex.dry(); ++s)
+            std::copy_n(y.row(b.end(s) - 1), d_model(), y.row(s));
+        head(batch::one(b.n_sequences()), y.row_block(0, logits.rows()), logits, workspace, ex);
     }
     void prefill(const batch& b, tensor_view<T> logits, state_type& state, arena& workspace,
                  executor_ref ex = {}) const {
@@ -158,13 +164,15 @@ public:
         dry_run counting{most.workers};
         const executor_ref ex(counting);
         const batch b = batch::one(most.max_rows);
-        const tensor_view<T> logits(nullptr, most.max_rows, vocabulary());
-        forward(b, logits, workspace, ex);
-        if constexpr (trainable) {
-            const auto grad = grad_type::bind(grad_memory, config_);
-            loss_and_gradient(b, {}, grad, tape, workspace, ex);
-            result.tape = tape.bytes();
-        }
+        const bool last = most.wanted == outputs::last && most.max_tokens > 0; // then only extend is asked
+        const tensor_view<T> logits(nullptr, last ? 1 : most.max_rows, vocabulary());
+        if (!last) forward(b, logits, workspace, ex);
+        if constexpr (trainable)
+            if (!last) {
+                const auto grad = grad_type::bind(grad_memory, config_);
+                loss_and_gradient(b, {}, grad, tape, workspace, ex);
+                result.tape = tape.bytes();
+            }
         if (most.max_tokens > 0) {
             auto state = bind_state(state_memory, most);
             result.state = state_memory.bytes();
@@ -178,6 +186,8 @@ public:
     }
 
 private:
+    static constexpr bool body_takes_last = requires { requires Body::takes_last; };
+
     void embed(const batch& b, tensor_view<T> x, executor_ref ex) const {
         check_batch(b, "language_model");
         embedding_.forward(b, x, ex);

@@ -68,8 +68,8 @@ public:
     // y (n_tokens, d_out) from x (n_tokens, d_in).
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena*, arena& workspace,
                  executor_ref ex = {}) const {
-        require_shape(x, b.n_tokens, config_.d_in, "linear", "x");
-        require_shape(y, b.n_tokens, config_.d_out, "linear", "y");
+        require_shape(x, b.rows(), config_.d_in, "linear", "x");
+        require_shape(y, b.rows(), config_.d_out, "linear", "y");
         matmul<Arch>(x, params_.w, y, {.bias = params_.bias}, workspace, ex);
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena&, const grad_type& grad,

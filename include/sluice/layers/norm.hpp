@@ -67,19 +67,19 @@ public:
     // y may be x unless there is a tape: backward wants x.
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
-        require_shape(x, b.n_tokens, config_.d_model, "norm", "x");
+        require_shape(x, b.rows(), config_.d_model, "norm", "x");
         const arena::scope scope(workspace);
         arena& keep = tape == nullptr ? workspace : *tape;
-        const auto inverse = keep.take<T>(1, b.n_tokens);
-        const auto mean = centred() ? keep.take<T>(1, b.n_tokens) : tensor_view<T>();
+        const auto inverse = keep.take<T>(1, b.rows());
+        const auto mean = centred() ? keep.take<T>(1, b.rows()) : tensor_view<T>();
         normalise<Arch, T>(x, params_.scale, params_.bias, y, inverse, mean, static_cast<T>(config_.eps), ex);
     }
     // dx may be dy.
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena&, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_out(), "norm");
-        const auto mean = centred() ? tape.pop<T>(1, b.n_tokens) : tensor_view<T>();
-        const auto inverse = tape.pop<T>(1, b.n_tokens);
+        const auto mean = centred() ? tape.pop<T>(1, b.rows()) : tensor_view<T>();
+        const auto inverse = tape.pop<T>(1, b.rows());
         normalise_backward<Arch, T>(x, params_.scale, inverse, mean, dy, dx, grad.scale, grad.bias, ex);
     }
 

@@ -5,6 +5,8 @@
 // blocks too; transformer_block is the usual pair.
 #pragma once
 
+#include "../ops/copy_attention.hpp"
+#include "../ops/gather.hpp"
 #include "attention.hpp"
 #include "feed_forward.hpp"
 #include "norm.hpp"
@@ -66,6 +68,7 @@ struct basic_transformer_block_state {
         attention.truncate(slot, tokens);
         feed_forward.truncate(slot, tokens);
     }
+    idx tokens(idx slot) const { return attention.tokens(slot); }
     void check_room(const batch& b) const {
         if constexpr (requires { attention.check_room(b); }) attention.check_room(b);
         if constexpr (requires { feed_forward.check_room(b); }) feed_forward.check_room(b);
@@ -85,6 +88,9 @@ public:
     using scalar = typename Mixer::scalar;
     using arch = typename Mixer::arch;
     static constexpr bool trainable = Mixer::trainable && FeedForward::trainable && Norm::trainable;
+    // Whether there are forward_rows, backward_rows and extend_rows: then only attention sees other rows.
+    static constexpr bool selects_rows =
+        row_selecting<Mixer> && std::is_same_v<typename FeedForward::state_type, no_state>;
     using T = scalar;
     using config_type =
         basic_transformer_block_config<typename Mixer::config_type, typename FeedForward::config_type>;
@@ -116,26 +122,47 @@ public:
     idx d_in() const { return attention_.d_in(); }
     idx d_out() const { return d_in(); }
 
+    copy_rules rules() const requires selects_rows { return attention_.rules(); }
+
     // y = x + change(x).
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
-        rehearse(ex, tape, [&](executor_ref dry) { run(b, x, y, true, nullptr, tape, workspace, dry); });
-        run(b, x, y, true, nullptr, tape, workspace, ex);
+        rehearse(ex, tape,
+                 [&](executor_ref dry) { run(b, nullptr, x, y, true, nullptr, tape, workspace, dry); });
+        run(b, nullptr, x, y, true, nullptr, tape, workspace, ex);
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
-        run_backward(b, x, dy, dx, true, tape, grad, workspace, ex);
+        run_backward(b, nullptr, x, dy, dx, true, tape, grad, workspace, ex);
+    }
+
+    // The same where only some rows of y are wanted: y (wanted rows, d_model), dy as y.
+    void forward_rows(const batch& b, const row_selection& wanted, in<T> x, tensor_view<T> y, arena* tape,
+                      arena& workspace, executor_ref ex = {}) const {
+        rehearse(ex, tape,
+                 [&](executor_ref dry) { run(b, &wanted, x, y, true, nullptr, tape, workspace, dry); });
+        run(b, &wanted, x, y, true, nullptr, tape, workspace, ex);
+    }
+    void backward_rows(const batch& b, const row_selection& wanted, in<T> x, in<T> dy, tensor_view<T> dx,
+                       arena& tape, const grad_type& grad, arena& workspace, executor_ref ex = {}) const {
+        run_backward(b, &wanted, x, dy, dx, true, tape, grad, workspace, ex);
+    }
+    void extend_rows(const batch& b, const row_selection& wanted, in<T> x, tensor_view<T> y,
+                     state_type& state, arena& workspace, executor_ref ex = {}) const {
+        rehearse(ex, [&](executor_ref dry) { run(b, &wanted, x, y, true, &state, nullptr, workspace, dry); });
+        run(b, &wanted, x, y, true, &state, nullptr, workspace, ex);
     }
 
     // What the block would add to x: attention + feed-forward.
     void change(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                 executor_ref ex = {}) const {
-        rehearse(ex, tape, [&](executor_ref dry) { run(b, x, y, false, nullptr, tape, workspace, dry); });
-        run(b, x, y, false, nullptr, tape, workspace, ex);
+        rehearse(ex, tape,
+                 [&](executor_ref dry) { run(b, nullptr, x, y, false, nullptr, tape, workspace, dry); });
+        run(b, nullptr, x, y, false, nullptr, tape, workspace, ex);
     }
     void change_backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape,
                          const grad_type& grad, arena& workspace, executor_ref ex = {}) const {
-        run_backward(b, x, dy, dx, false, tape, grad, workspace, ex);
+        run_backward(b, nullptr, x, dy, dx, false, tape, grad, workspace, ex);
     }
 
     state_type bind_state(arena& memory, const limits& most) const {
@@ -144,13 +171,14 @@ public:
     }
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
-        rehearse(ex, [&](executor_ref dry) { run(b, x, y, true, &state, nullptr, workspace, dry); });
-        run(b, x, y, true, &state, nullptr, workspace, ex);
+        rehearse(ex, [&](executor_ref dry) { run(b, nullptr, x, y, true, &state, nullptr, workspace, dry); });
+        run(b, nullptr, x, y, true, &state, nullptr, workspace, ex);
     }
     void extend_change(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                        executor_ref ex = {}) const {
-        rehearse(ex, [&](executor_ref dry) { run(b, x, y, false, &state, nullptr, workspace, dry); });
-        run(b, x, y, false, &state, nullptr, workspace, ex);
+        rehearse(ex,
+                 [&](executor_ref dry) { run(b, nullptr, x, y, false, &state, nullptr, workspace, dry); });
+        run(b, nullptr, x, y, false, &state, nullptr, workspace, ex);
     }
     void prefill(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                  executor_ref ex = {}) const {
@@ -163,7 +191,14 @@ public:
 
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }
     double flops(idx n_tokens, idx past = 0) const {
-        return attention_norm_.flops(n_tokens) + attention_.flops(n_tokens, past) +
+        idx rows = n_tokens;
+        if constexpr (selects_rows) rows *= rules().repeat;
+        return attention_norm_.flops(rows) + attention_.flops(n_tokens, past) +
+               feed_forward_norm_.flops(rows) + feed_forward_.flops(rows, past);
+    }
+    // With the last copies wanted alone.
+    double flops_last(idx n_tokens, idx past = 0) const requires selects_rows {
+        return attention_norm_.flops(n_tokens * rules().repeat) + attention_.flops_last(n_tokens, past) +
                feed_forward_norm_.flops(n_tokens) + feed_forward_.flops(n_tokens, past);
     }
 
@@ -173,45 +208,77 @@ private:
         T *normed_x, *h, *normed_h;
     };
 
-    void run(const batch& b, in<T> x, tensor_view<T> y, bool residual, state_type* state, arena* tape,
-             arena& workspace, executor_ref ex) const {
-        const idx n = b.n_tokens, d = d_in();
+    // `wanted` null: all rows.
+    void run(const batch& b, const row_selection* wanted, in<T> x, tensor_view<T> y, bool residual,
+             state_type* state, arena* tape, arena& workspace, executor_ref ex) const {
+        const batch& out = wanted == nullptr ? b : wanted->to;
+        const idx n = b.rows(), m = out.rows(), d = d_in();
         require_shape(x, n, d, "transformer_block", "x");
-        require_shape(y, n, d, "transformer_block", "y");
+        require_shape(y, m, d, "transformer_block", "y");
         const arena::scope scope(workspace);
         arena& keep = tape == nullptr ? workspace : *tape;
-        const auto normed_x = keep.take<T>(n, d), h = keep.take<T>(n, d), normed_h = keep.take<T>(n, d);
-        const auto a = workspace.take<T>(n, d);
+        const auto normed_x = keep.take<T>(n, d), h = keep.take<T>(m, d), normed_h = keep.take<T>(m, d);
+        const auto a = workspace.take<T>(m, d);
         attention_norm_.forward(b, x, normed_x, tape, workspace, ex);
+        mix(b, wanted, normed_x, a, state, tape, workspace, ex);
+        if (wanted == nullptr) {
+            add<arch>(x, a, h, ex);
+        } else {
+            gather<arch>(x, wanted->rows, h, ex);
+            add<arch>(h, a, h, ex);
+        }
+        feed_forward_norm_.forward(out, h, normed_h, tape, workspace, ex);
         if (state == nullptr)
-            attention_.forward(b, normed_x, a, tape, workspace, ex);
+            feed_forward_.forward(out, normed_h, y, tape, workspace, ex);
         else
-            attention_.extend(b, normed_x, a, state->attention, workspace, ex);
-        add<arch>(x, a, h, ex);
-        feed_forward_norm_.forward(b, h, normed_h, tape, workspace, ex);
-        if (state == nullptr)
-            feed_forward_.forward(b, normed_h, y, tape, workspace, ex);
-        else
-            feed_forward_.extend(b, normed_h, y, state->feed_forward, workspace, ex);
+            feed_forward_.extend(out, normed_h, y, state->feed_forward, workspace, ex);
         add<arch>(residual ? h : a, y, y, ex);
         if (tape != nullptr) tape->push_record(record{normed_x.data(), h.data(), normed_h.data()});
     }
+    void mix(const batch& b, const row_selection* wanted, in<T> x, tensor_view<T> y, state_type* state,
+             arena* tape, arena& workspace, executor_ref ex) const {
+        if constexpr (selects_rows) {
+            if (wanted != nullptr && state == nullptr)
+                return attention_.forward_rows(b, *wanted, x, y, tape, workspace, ex);
+            if (wanted != nullptr)
+                return attention_.extend_rows(b, *wanted, x, y, state->attention, workspace, ex);
+        }
+        if (state == nullptr)
+            attention_.forward(b, x, y, tape, workspace, ex);
+        else
+            attention_.extend(b, x, y, state->attention, workspace, ex);
+    }
 
-    void run_backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, bool residual, arena& tape,
-                      const grad_type& grad, arena& workspace, executor_ref ex) const {
-        const idx n = b.n_tokens, d = d_in();
-        check_backward<T>(b, x, dy, dx, d, d, "transformer_block");
+    void run_backward(const batch& b, const row_selection* wanted, in<T> x, in<T> dy, tensor_view<T> dx,
+                      bool residual, arena& tape, const grad_type& grad, arena& workspace,
+                      executor_ref ex) const {
+        const batch& out = wanted == nullptr ? b : wanted->to;
+        const idx n = b.rows(), m = out.rows(), d = d_in();
+        require_shape(x, n, d, "transformer_block", "x");
+        require_shape(dy, m, d, "transformer_block", "dy");
+        require_shape(dx, n, d, "transformer_block", "dx");
         const arena::scope scope(workspace);
         const record kept = tape.pop_record<record>();
-        const tensor_view<T> normed_x(kept.normed_x, n, d), h(kept.h, n, d), normed_h(kept.normed_h, n, d);
-        const auto dh = workspace.take<T>(n, d), da = workspace.take<T>(n, d);
-        feed_forward_.backward(b, normed_h, dy, dh, tape, grad.feed_forward, workspace, ex);
-        feed_forward_norm_.backward(b, h, dh, dh, tape, grad.feed_forward_norm, workspace, ex);
+        const tensor_view<T> normed_x(kept.normed_x, n, d), h(kept.h, m, d), normed_h(kept.normed_h, m, d);
+        const auto dh = workspace.take<T>(m, d), da = workspace.take<T>(m, d);
+        feed_forward_.backward(out, normed_h, dy, dh, tape, grad.feed_forward, workspace, ex);
+        feed_forward_norm_.backward(out, h, dh, dh, tape, grad.feed_forward_norm, workspace, ex);
         add<arch>(dy, dh, da, ex);
-        attention_.backward(b, normed_x, da, dx, tape, grad.attention, workspace, ex);
+        mix_backward(b, wanted, normed_x, da, dx, tape, grad, workspace, ex);
         attention_norm_.backward(b, x, dx, dx, tape, grad.attention_norm, workspace, ex);
-        add<arch>(dx, residual ? da : dh, dx, ex);
-        (void)tape.pop<T>(n, d), (void)tape.pop<T>(n, d), (void)tape.pop<T>(n, d);
+        const auto skipped = residual ? da : dh; // past attention
+        if (wanted == nullptr)
+            add<arch>(dx, skipped, dx, ex);
+        else
+            add_to_rows<arch>(skipped, wanted->rows, dx, ex);
+        (void)tape.pop<T>(m, d), (void)tape.pop<T>(m, d), (void)tape.pop<T>(n, d);
+    }
+    void mix_backward(const batch& b, const row_selection* wanted, in<T> x, in<T> dy, tensor_view<T> dx,
+                      arena& tape, const grad_type& grad, arena& workspace, executor_ref ex) const {
+        if constexpr (selects_rows)
+            if (wanted != nullptr)
+                return attention_.backward_rows(b, *wanted, x, dy, dx, tape, grad.attention, workspace, ex);
+        attention_.backward(b, x, dy, dx, tape, grad.attention, workspace, ex);
     }
 
     config_type config_;

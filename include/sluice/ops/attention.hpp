@@ -7,6 +7,7 @@
 //   bias(sequence, key, source)       added to the score of a key
 //   last_bias(sequence, row, source)  added to the score of the last key a row sees
 //   tail(sequence, row, source)       -> key_tail: which of the last keys of its range a row really sees
+//   blind(sequence, row, source)      whether the row sees nothing of its range, which only keeps the order
 // Kernels call these: where one program is compiled for several instruction sets they are SLUICE_INLINE.
 // Workspace per worker does not grow with the number of keys.
 #pragma once
@@ -46,14 +47,35 @@ struct attention_shape {
     double scale() const { return 1 / std::sqrt(static_cast<double>(head_dim)); }
 };
 
-// The keys and values of a packed batch as the one source of every sequence.
+// The keys and values of a packed batch as the one source of every sequence: `per_token` rows for each token.
 template <class T>
 struct packed_keys {
-    const batch* rows;
-    tensor_view<const T> k, v; // n_tokens x n_kv_heads * head_dim
+    const batch* tokens;
+    tensor_view<const T> k, v; // n_tokens * per_token x n_kv_heads * head_dim
+    idx per_token = 1;
     SLUICE_INLINE attention_source<T> operator()(idx sequence, idx) const {
-        const idx first = rows->begin(sequence);
+        const idx first = tokens->first_token(sequence) * per_token;
         return {k.row(first), v.row(first), k.row_stride(), v.row_stride(), 0};
+    }
+    idx n_keys(idx sequence) const { return tokens->tokens(sequence) * per_token; }
+};
+
+// A source of one sequence with its gradients, which are overwritten.
+template <class T>
+struct attention_source_gradient {
+    attention_source<T> keys;
+    T *dk = nullptr, *dv = nullptr;
+    idx dk_row = 0, dv_row = 0, n_keys = 0;
+};
+
+template <class T>
+struct packed_keys_gradient {
+    packed_keys<T> keys;
+    tensor_view<T> dk, dv; // as keys.k and keys.v
+    attention_source_gradient<T> operator()(idx sequence, idx source) const {
+        const idx first = keys.tokens->first_token(sequence) * keys.per_token;
+        return {keys(sequence, source), dk.row(first),   dv.row(first),
+                dk.row_stride(),        dv.row_stride(), keys.n_keys(sequence)};
     }
 };
 
@@ -69,8 +91,8 @@ inline idx attention_block_tokens(idx group, idx n_tokens) {
 inline void check_attention(const attention_shape& s, const batch& b, idx q_rows, idx q_cols) {
     require(s.n_kv_heads > 0 && s.n_heads > 0 && s.n_heads % s.n_kv_heads == 0, "attention",
             "n_heads must be a multiple of n_kv_heads");
-    if (q_rows != b.n_tokens || q_cols != s.n_heads * s.head_dim)
-        SLUICE_THROW(config_error("attention: q must be " + shape_text(b.n_tokens, s.n_heads * s.head_dim) +
+    if (q_rows != b.rows() || q_cols != s.n_heads * s.head_dim)
+        SLUICE_THROW(config_error("attention: q must be " + shape_text(b.rows(), s.n_heads * s.head_dim) +
                                   ", is " + shape_text(q_rows, q_cols)));
 }
 
@@ -85,7 +107,7 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     require_shape(y, q.rows(), q.cols(), "attention", "y");
     if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     const idx group = shape.group(), d = shape.head_dim;
-    const idx block = detail::attention_block_tokens(group, b.n_tokens);
+    const idx block = detail::attention_block_tokens(group, b.rows());
     // whole registers, so that every worker's rows begin where registers do
     const idx scratch = round_up(kernels::attention_scratch<T, Arch>(block * group, d), panel_cols<T>);
     const arena::scope scope(workspace);
@@ -132,71 +154,83 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     });
 }
 
-// Gradients for the keys and values of the call itself (no state). dq, dk, dv are overwritten; y and lse are
-// forward's.
-template <class Arch = simd::native, class T, attention_policy Policy>
-void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T> k, in<T> v, in<T> y,
-                     in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, tensor_view<T> dk,
-                     tensor_view<T> dv, arena& workspace, executor_ref ex) {
-    static_assert(Policy::n_sources == 1, "sluice: attend_backward knows one source: the call's own keys");
+// Gradients for queries and for the keys and values of every source: sources(sequence, source) ->
+// attention_source_gradient. dq, dk, dv are overwritten; y and lse are forward's.
+template <class Arch = simd::native, class T, class Sources, attention_policy Policy>
+void attend_backward(const batch& b, const attention_shape& shape, in<T> q, const Sources& sources, in<T> y,
+                     in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, arena& workspace,
+                     executor_ref ex) {
     detail::check_attention(shape, b, q.rows(), q.cols());
-    require_shape(k, q.rows(), shape.n_kv_heads * shape.head_dim, "attention", "k");
-    require_shape(v, k.rows(), k.cols(), "attention", "v");
     require_shape(y, q.rows(), q.cols(), "attention", "y");
     require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     require_shape(dy, q.rows(), q.cols(), "attention", "dy");
     require_shape(dq, q.rows(), q.cols(), "attention", "dq");
-    require_shape(dk, k.rows(), k.cols(), "attention", "dk");
-    require_shape(dv, v.rows(), v.cols(), "attention", "dv");
     const idx group = shape.group(), d = shape.head_dim;
     const arena::scope scope(workspace);
-    const auto delta = workspace.take<T>(b.n_tokens, shape.n_heads);
+    const auto delta = workspace.take<T>(b.rows(), shape.n_heads);
     const idx scratch = kernels::attention_backward_scratch<T, Arch>(d);
     T* memory = workspace.take<T>(ex.concurrency() * scratch);
-    ex(b.n_tokens, [&](idx begin, idx end, idx) {
+    ex(b.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)
             for (idx h = 0; h < shape.n_heads; ++h)
                 simd::invoke(Arch{}, kernels::dot{}, dy.row(i) + h * d, y.row(i) + h * d, d, &delta(i, h));
     });
-    const packed_keys<T> sources{&b, k, v};
     ex(b.n_sequences() * shape.n_kv_heads, [&](idx begin, idx end, idx worker) {
         for (idx task = begin; task < end; ++task) {
             const idx s = task / shape.n_kv_heads, head = task % shape.n_kv_heads;
             const idx first = b.begin(s), rows = b.end(s) - first;
-            if (rows == 0) continue;
             fill(dq.row_block(first, rows).col_block(head * group * d, group * d), T(0));
-            fill(dk.row_block(first, rows).col_block(head * d, d), T(0));
-            fill(dv.row_block(first, rows).col_block(head * d, d), T(0));
-            attention_source<T> keys = sources(s, 0);
-            keys.k += head * d;
-            keys.v += head * d;
-            simd::invoke(Arch{}, kernels::attention_backward{},
-                         kernels::attention_backward_args<T, Policy>{.q = q.row(first) + head * group * d,
-                                                                     .dy = dy.row(first) + head * group * d,
-                                                                     .lse = lse.row(first) + head * group,
-                                                                     .delta = delta.row(first) + head * group,
-                                                                     .dq = dq.row(first) + head * group * d,
-                                                                     .q_row = q.row_stride(),
-                                                                     .dy_row = dy.row_stride(),
-                                                                     .lse_row = lse.row_stride(),
-                                                                     .delta_row = delta.row_stride(),
-                                                                     .dq_row = dq.row_stride(),
-                                                                     .keys = keys,
-                                                                     .dk = dk.row(first) + head * d,
-                                                                     .dv = dv.row(first) + head * d,
-                                                                     .dk_row = dk.row_stride(),
-                                                                     .dv_row = dv.row_stride(),
-                                                                     .rows = rows,
-                                                                     .n_keys = rows,
-                                                                     .group = group,
-                                                                     .head_dim = d,
-                                                                     .sequence = s,
-                                                                     .source = 0,
-                                                                     .scale = static_cast<T>(shape.scale()),
-                                                                     .policy = &policy,
-                                                                     .scratch = memory + worker * scratch});
+            for (idx source = 0; source < Policy::n_sources; ++source) {
+                attention_source_gradient<T> from = sources(s, source);
+                from.keys.k += head * d;
+                from.keys.v += head * d;
+                T *const dk = from.dk + head * d, *const dv = from.dv + head * d;
+                fill(tensor_view<T>(dk, from.n_keys, d, from.dk_row), T(0));
+                fill(tensor_view<T>(dv, from.n_keys, d, from.dv_row), T(0));
+                if (rows == 0) continue;
+                simd::invoke(
+                    Arch{}, kernels::attention_backward{},
+                    kernels::attention_backward_args<T, Policy>{.q = q.row(first) + head * group * d,
+                                                                .dy = dy.row(first) + head * group * d,
+                                                                .lse = lse.row(first) + head * group,
+                                                                .delta = delta.row(first) + head * group,
+                                                                .dq = dq.row(first) + head * group * d,
+                                                                .q_row = q.row_stride(),
+                                                                .dy_row = dy.row_stride(),
+                                                                .lse_row = lse.row_stride(),
+                                                                .delta_row = delta.row_stride(),
+                                                                .dq_row = dq.row_stride(),
+                                                                .keys = from.keys,
+                                                                .dk = dk,
+                                                                .dv = dv,
+                                                                .dk_row = from.dk_row,
+                                                                .dv_row = from.dv_row,
+                                                                .rows = rows,
+                                                                .n_keys = from.n_keys,
+                                                                .group = group,
+                                                                .head_dim = d,
+                                                                .sequence = s,
+                                                                .source = source,
+                                                                .scale = static_cast<T>(shape.scale()),
+                                                                .policy = &policy,
+                                                                .scratch = memory + worker * scratch});
+            }
         }
     });
+}
+
+// The same for one source, the call's own keys.
+template <class Arch = simd::native, class T, attention_policy Policy>
+void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T> k, in<T> v, in<T> y,
+                     in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, tensor_view<T> dk,
+                     tensor_view<T> dv, arena& workspace, executor_ref ex) {
+    static_assert(Policy::n_sources == 1);
+    require_shape(k, q.rows(), shape.n_kv_heads * shape.head_dim, "attention", "k");
+    require_shape(v, k.rows(), k.cols(), "attention", "v");
+    require_shape(dk, k.rows(), k.cols(), "attention", "dk");
+    require_shape(dv, v.rows(), v.cols(), "attention", "dv");
+    attend_backward<Arch, T>(b, shape, q, packed_keys_gradient<T>{{&b, k, v}, dk, dv}, y, lse, dy, policy, dq,
+                             workspace, ex);
 }
 
 } // namespace SLUICE_ISA

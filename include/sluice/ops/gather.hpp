@@ -1,8 +1,9 @@
-// Rows of a tensor by index, copied or summed.
+// Rows of a tensor by index: copied, summed, added to.
 #pragma once
 
 #include "../core/executor.hpp"
 #include "../core/tensor_view.hpp"
+#include "../kernels/elementwise.hpp"
 #include "../kernels/gather.hpp"
 
 namespace sluice {
@@ -43,6 +44,22 @@ void gather_sum(in<T> x, std::span<const std::int32_t> rows, tensor_view<T> y, e
         for (idx i = begin; i < end; ++i)
             simd::invoke(Arch{}, kernels::gather_sum{}, x.data(), x.row_stride(), rows.data() + i * n, n,
                          x.cols(), y.row(i));
+    });
+}
+
+// y(rows[i]) += x(i); rows rise and are checked always.
+template <class Arch = simd::native, class T>
+void add_to_rows(in<T> x, std::span<const std::int32_t> rows, tensor_view<T> y, executor_ref ex) {
+    if (ex.dry()) return;
+    check_rows(rows, y.rows(), "add_to_rows");
+    require_shape(x, static_cast<idx>(rows.size()), y.cols(), "add_to_rows", "x");
+    for (std::size_t i = 1; i < rows.size(); ++i)
+        require(rows[i] > rows[i - 1], "add_to_rows", "rows must rise"); // or workers would meet
+    ex(x.rows(), [&](idx begin, idx end, idx) {
+        for (idx i = begin; i < end; ++i) {
+            T* const to = y.row(rows[static_cast<std::size_t>(i)]);
+            simd::invoke(Arch{}, kernels::add_elements{}, static_cast<const T*>(to), x.row(i), to, y.cols());
+        }
     });
 }
 

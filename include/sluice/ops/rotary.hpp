@@ -26,8 +26,8 @@ template <class Arch = simd::native, class T>
 void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena& workspace,
                        executor_ref ex) {
     const idx half = table.cosine.cols();
-    require_shape(table.cosine, b.n_tokens, half, "rotary", "cosine");
-    require_shape(table.sine, b.n_tokens, half, "rotary", "sine");
+    require_shape(table.cosine, b.rows(), half, "rotary", "cosine");
+    require_shape(table.sine, b.rows(), half, "rotary", "sine");
     const arena::scope scope(workspace);
     double* frequency = workspace.take<double>(half); // turns per position
     double* turns = workspace.take<double>(ex.concurrency() * half);

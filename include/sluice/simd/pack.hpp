@@ -13,8 +13,6 @@
 #include <cstring>
 #include <limits>
 
-#define SLUICE_INLINE inline __attribute__((always_inline))
-
 namespace sluice::simd {
 
 template <class T, class Arch>
