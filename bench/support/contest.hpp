@@ -63,6 +63,8 @@ public:
     }
     // The same work without what is measured: overhead = ours / base - 1.
     void overhead_over(call f) { base_ = std::move(f); }
+    // A number beside the times.
+    void note(std::string name, double value) { notes_.emplace_back(std::move(name), value); }
     // `error` is called after ours has run once on a zeroed result, and returns a relative difference.
     void check(std::string what, std::function<double()> error, double tolerance) {
         checks_.push_back({std::move(what), std::move(error), tolerance});
@@ -102,6 +104,7 @@ public:
         }
         if (tokens_ > 0) counters["tokens_per_second"] = tokens_ / median;
         if (rows_ > 0) counters["ns_per_row"] = 1e9 * median / rows_;
+        for (const auto& [name, value] : notes_) counters[name] = value;
         counters["rounds"] = static_cast<double>(mine.seconds.size());
         if (mine.seconds.size() >= 3) counters["spread"] = mine.spread();
     }
@@ -170,6 +173,7 @@ private:
     std::vector<entry> others_;
     call base_;
     std::vector<condition> checks_;
+    std::vector<std::pair<std::string, double>> notes_;
 };
 
 // What the command line chose.

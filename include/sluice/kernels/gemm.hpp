@@ -40,6 +40,10 @@ struct gemm_block_args {
     T* c;             // m x n
     idx c_row;
     idx m, n, k;
+    // Rows that do not fill many tiles while B comes from memory: each panel is read for all of them before
+    // the next, and the panel to come is asked for by all passes over this one; after the last panel comes
+    // this.
+    const S* next = nullptr;
 };
 
 struct gemm_block {
@@ -96,9 +100,16 @@ SLUICE_INLINE simd::pack_pair<simd::pack<T, Arch>> load_panel(const S* row, idx 
                 in_register(P::load(row + gemm_tile<T, Arch>::half + offset))};
 }
 
-template <class Arch, int Rows, bool Full, class T, class S>
+// What to ask for while a panel is multiplied: `step` elements further with every step of k.
+template <class S>
+struct coming_panel {
+    const S* first;
+    idx step;
+};
+
+template <class Arch, int Rows, bool Full, bool Spread, class T, class S>
 SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, idx i0,
-                              gemm_columns<Arch, T> at, idx offset) {
+                              gemm_columns<Arch, T> at, idx offset, const coming_panel<S>& coming) {
     using P = simd::pack<T, Arch>;
     P low[std::size_t{Rows}], high[std::size_t{Rows}];
     T* const c = g.c + i0 * g.c_row;
@@ -116,14 +127,15 @@ SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, id
             __builtin_prefetch(next, 1);
             __builtin_prefetch(next + gemm_tile<T, Arch>::half, 1);
         });
-    constexpr idx ahead = 8192 / static_cast<idx>(sizeof(S)); // panels come from far away, one after another
+    const S* ask = coming.first;
     // one pointer for three rows: more would not fit the registers
     const T* a[(std::size_t{Rows} + 2) / 3];
     simd::unrolled<(Rows + 2) / 3>([&](auto i) { a[i] = g.a + (i0 + 3 * i) * a_row; });
     for (idx k = 0; k < steps; ++k, panel += panel_row) {
         const auto b = load_panel<Arch, T>(panel, offset);
-        __builtin_prefetch(panel + ahead);
-        if constexpr (sizeof(S) == sizeof(T)) __builtin_prefetch(panel + ahead + gemm_tile<T, Arch>::half);
+        __builtin_prefetch(ask);
+        if constexpr (!Spread && sizeof(S) == sizeof(T)) __builtin_prefetch(ask + gemm_tile<T, Arch>::half);
+        ask += coming.step;
         simd::unrolled<Rows>([&](auto i) {
             const P x(a[i / 3][i % 3 * a_row]);
             low[i] = fma(x, b.low, low[i]);
@@ -138,31 +150,51 @@ SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, id
 }
 
 // Picks the instantiation for the rows that are left.
-template <class Arch, int Rows, bool Full, class T, class S>
+template <class Arch, int Rows, bool Full, bool Spread, class T, class S>
 inline void gemm_rows(const gemm_block_args<T, S>& g, const S* panel, idx i0, idx rows,
-                      gemm_columns<Arch, T> at) {
+                      gemm_columns<Arch, T> at, const coming_panel<S>& coming) {
     if (rows >= Rows) {
         for (idx offset = 0; offset < gemm_tile<T, Arch>::half; offset += gemm_tile<T, Arch>::lanes)
-            if (Full || offset < at.width) gemm_micro<Arch, Rows, Full>(g, panel, i0, at, offset);
+            if (Full || offset < at.width)
+                gemm_micro<Arch, Rows, Full, Spread>(g, panel, i0, at, offset, coming);
     } else if constexpr (Rows > 1) {
-        gemm_rows<Arch, Rows - 1, Full>(g, panel, i0, rows, at);
+        gemm_rows<Arch, Rows - 1, Full, Spread>(g, panel, i0, rows, at, coming);
     }
+}
+
+template <class Arch, bool Spread, class T, class S>
+inline void gemm_panel(const gemm_block_args<T, S>& g, const S* panel, idx i, idx rows, idx j,
+                       const coming_panel<S>& coming) {
+    using tile = gemm_tile<T, Arch>;
+    const gemm_columns<Arch, T> at{j, std::min(tile::cols, g.n - j)};
+    if (at.width == tile::cols)
+        gemm_rows<Arch, tile::rows, true, Spread>(g, panel, i, rows, at, coming);
+    else
+        gemm_rows<Arch, tile::rows, false, Spread>(g, panel, i, rows, at, coming);
 }
 
 template <class Arch, class T, class S>
 void gemm_block::operator()(Arch, const gemm_block_args<T, S>& g) const {
     using tile = gemm_tile<T, Arch>;
+    if (g.next != nullptr) {
+        const idx passes = ceil_div(g.m, idx{tile::rows}), height = ceil_div(g.m, passes);
+        const S* panel = g.panels;
+        for (idx j = 0; j < g.n; j += tile::cols, panel += g.panel_stride) {
+            const S* const next = j + tile::cols < g.n ? panel + g.panel_stride : g.next;
+            for (idx i = 0; i < g.m; i += height)
+                gemm_panel<Arch, true>(
+                    g, panel, i, std::min(height, g.m - i), j,
+                    coming_panel<S>{next + i / height * (g.k * g.panel_row / passes), g.panel_row / passes});
+        }
+        return;
+    }
+    constexpr idx ahead = 8192 / static_cast<idx>(sizeof(S)); // panels come from far away, one after another
     // row tile by row tile: its rows of A stay in L1 while the panels pass
     for (idx i = 0; i < g.m; i += tile::rows) {
         const idx rows = std::min<idx>(tile::rows, g.m - i);
         const S* panel = g.panels;
-        for (idx j = 0; j < g.n; j += tile::cols, panel += g.panel_stride) {
-            const gemm_columns<Arch, T> at{j, std::min(tile::cols, g.n - j)};
-            if (at.width == tile::cols)
-                gemm_rows<Arch, tile::rows, true>(g, panel, i, rows, at);
-            else
-                gemm_rows<Arch, tile::rows, false>(g, panel, i, rows, at);
-        }
+        for (idx j = 0; j < g.n; j += tile::cols, panel += g.panel_stride)
+            gemm_panel<Arch, false>(g, panel, i, rows, j, coming_panel<S>{panel + ahead, g.panel_row});
     }
 }
 

@@ -40,8 +40,7 @@ template <class Arch, class T, class W>
 product<Arch, T, storage_of<W>> make_product(in<T> x, const tensor_view<W>& w, tensor_view<T> y,
                                              const matmul_options<T>& o) {
     check_matmul(x, w.rows(), w.cols(), y, o);
-    product<Arch, T, storage_of<W>> p{
-        .a = x.data(), .a_row = x.row_stride(), .a_k = 1, .b = w, .c = y, .k = x.cols()};
+    product<Arch, T, storage_of<W>> p{.a = {x.data(), x.row_stride()}, .b = w, .c = y, .k = x.cols()};
     if (o.bias.cols() > 0) p.start = o.bias.data();
     if (o.residual.cols() > 0) {
         p.start = o.residual.data();
@@ -93,8 +92,8 @@ void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tenso
     const auto first = detail::make_product<Arch>(x, w.gate, gate, {.bias = w.gate_bias});
     const auto second = detail::make_product<Arch>(x, w.up, up, {.bias = w.up_bias});
     if (y.empty()) return;
-    first.run(workspace, ex, [&](const auto& block, T* a_scratch, T* b_scratch) {
-        second.multiply(block, a_scratch, b_scratch);
+    first.run(workspace, ex, [&](const auto& block, const auto& tools) {
+        second.multiply(block, {tools.a, tools.a_scratch, tools.b_scratch});
         first.activate(block, w.act, up, y);
     });
 }
@@ -105,8 +104,7 @@ void matmul_dx(in<T> dy, in<T> w, tensor_view<T> dx, bool accumulate, arena& wor
     require_shape(w, dy.cols(), dx.cols(), "matmul_dx", "w");
     require_shape(dx, dy.rows(), w.cols(), "matmul_dx", "dx");
     if (dx.empty()) return;
-    detail::product<Arch, T, T> p{
-        .a = dy.data(), .a_row = dy.row_stride(), .a_k = 1, .b = w, .c = dx, .k = dy.cols()};
+    detail::product<Arch, T, T> p{.a = {dy.data(), dy.row_stride()}, .b = w, .c = dx, .k = dy.cols()};
     p.b.by_rows = true;
     if (accumulate) {
         p.start = dx.data();
@@ -121,8 +119,7 @@ void matmul_dw(in<T> dy, in<T> x, tensor_view<T> dw, arena& workspace, executor_
     require_shape(x, dy.rows(), dw.cols(), "matmul_dw", "x");
     require_shape(dw, dy.cols(), x.cols(), "matmul_dw", "dw");
     if (dw.empty() || dy.rows() == 0) return;
-    detail::product<Arch, T, T> p{
-        .a = dy.data(), .a_row = 1, .a_k = dy.row_stride(), .b = x, .c = dw, .k = dy.rows()};
+    detail::product<Arch, T, T> p{.a = {dy.data(), 1, dy.row_stride()}, .b = x, .c = dw, .k = dy.rows()};
     p.b.by_rows = true;
     p.start = dw.data();
     p.start_row = dw.row_stride();

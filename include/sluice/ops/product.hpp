@@ -37,10 +37,16 @@ struct product_operand {
     }
 };
 
+// A(i, k) = data[i * row + k * step].
+template <class T>
+struct product_rows {
+    const T* data;
+    idx row, step = 1;
+};
+
 template <class Arch, class T, class S>
 struct product {
-    const T* a;
-    idx a_row, a_k; // A(i, k) = a[i * a_row + k * a_k]
+    product_rows<T> a;
     product_operand<T, S> b;
     tensor_view<T> c;
     idx k;
@@ -55,32 +61,47 @@ struct product {
     // registers.
     static idx tile_rows() { return kernels::tile_rows<T>(Arch{}); }
     static idx height() { return 8 * tile_rows(); }
-    static idx direct_rows() { return 2 * tile_rows(); }
 
     struct block {
         idx i, rows, j, cols;
+    };
+    // What a worker multiplies with: A, or a copy of it, and memory.
+    struct tools {
+        product_rows<T> a;
+        T *a_scratch, *b_scratch;
     };
 
     // The time goes into reading B: a task reads one panel from end to end.
     bool few_rows() const { return c.rows() <= tile_rows(); }
     // The columns of B, where they are not packed, are then read where they are.
     bool few_rows_unpacked() const { return few_rows() && !b.panels && !b.by_rows; }
+    // Packed panels are read once for all rows, and what comes next is asked for meanwhile. Few tiles, whose
+    // copy of A stays in L2 from the first panel to the last, take one panel after another from end to end.
+    bool panel_by_panel() const { return b.panels && !few_rows() && c.rows() <= height(); }
+    bool few_tiles() const {
+        return panel_by_panel() && c.rows() <= 4 * tile_rows() && c.rows() * (k + gap) <= most_copied;
+    }
+    static constexpr idx most_copied = idx{1} << 17;
     // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, those
     // that are made in pieces that are multiplied while they are in L1.
     static constexpr idx deep = 256;
     idx depth() const { return !few_rows() || few_rows_unpacked() ? deep : b.panels ? 4 * deep : deep / 2; }
-    idx most_panels() const { return few_rows_unpacked() ? 4 : few_rows() ? 1 : width / cols; }
+    idx most_panels() const {
+        if (few_rows_unpacked()) return 4;
+        if (few_rows() || few_tiles()) return 1;
+        return panel_by_panel() ? ceil_div(c.cols(), cols) : width / cols;
+    }
 
     void run(arena& workspace, executor_ref ex) const {
-        run(workspace, ex, [](const block&, T*, T*) {});
+        run(workspace, ex, [](const block&, const tools&) {});
     }
-    // `then` follows each block of the result while it is in the caches, with the worker's scratch.
+    // `then` follows each block of the result while it is in the caches, with what the worker had for it.
     template <class F>
     void run(arena& workspace, executor_ref ex, const F& then) const {
         const idx m = c.rows(), n = c.cols(), workers = ex.concurrency();
         const idx wanted = workers == 1 ? 1 : 4 * workers; // so that workers end together
         const idx panels = ceil_div(n, cols);
-        const idx even_share = ceil_div(panels, m > 4 * tile_rows() ? 1 : wanted);
+        const idx even_share = ceil_div(panels, m > 4 * tile_rows() && !panel_by_panel() ? 1 : wanted);
         const idx task_panels = std::clamp<idx>(even_share, 1, most_panels());
         const idx n_tasks = ceil_div(panels, task_panels);
         const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile_rows());
@@ -90,33 +111,41 @@ struct product {
         const idx b_size = needs_panels(m) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
         const idx a_size = panels == 1 ? 0 : std::min(height(), m) * (deep + gap);
         T* scratch = workspace.take<T>(workers * (a_size + b_size));
+        T* copy =
+            workspace.take<T>(b.panels ? std::min(std::min(m, 4 * tile_rows()) * (k + gap), most_copied) : 0);
+        product_rows<T> rows_a = a;
+        if (few_tiles() && !ex.dry()) {
+            for (idx i = 0; i < m; ++i) std::copy_n(a.data + i * a.row, k, copy + i * (k + gap));
+            rows_a = {copy, k + gap};
+        }
         ex(n_tasks * m_tasks, [&](idx begin, idx end, idx worker) {
             T* mine = scratch + worker * (a_size + b_size);
             for (idx task = begin; task < end; ++task) {
                 const idx i = task % m_tasks * rows, j = task / m_tasks * task_panels * cols;
                 const block t{i, std::min(rows, m - i), j, std::min(task_panels * cols, n - j)};
-                multiply(t, mine, mine + a_size);
-                then(t, mine, mine + a_size);
+                const tools with{rows_a, mine, mine + a_size};
+                multiply(t, with);
+                then(t, with);
             }
         });
     }
 
     // Whether a task of so many rows reads B through panels of T made for it.
     bool needs_panels(idx rows) const {
-        return b.panels ? !std::is_same_v<S, T> && rows > direct_rows() : !few_rows_unpacked();
+        return b.panels ? !std::is_same_v<S, T> && rows > height() : !few_rows_unpacked();
     }
 
-    void multiply(const block& t, T* a_scratch, T* b_scratch) const {
+    void multiply(const block& t, const tools& with) const {
         idx k0 = 0;
         do { // once even for k = 0, which leaves the start
             const idx n_k = std::min(depth(), k - k0);
             if (few_rows_unpacked()) {
-                rows_of_b(t, k0, n_k, a_scratch);
+                rows_of_b(t, k0, n_k, with);
             } else if (needs_panels(t.rows)) {
-                make_panels(t, k0, n_k, b_scratch);
-                rows_of_a<T>(t, k0, n_k, b_scratch, n_k * cols, a_scratch);
+                make_panels(t, k0, n_k, with.b_scratch);
+                rows_of_a<T>(t, k0, n_k, with.b_scratch, n_k * cols, with);
             } else {
-                rows_of_a<S>(t, k0, n_k, b.data + t.j / cols * b.stride + k0 * cols, b.stride, a_scratch);
+                rows_of_a<S>(t, k0, n_k, b.data + t.j / cols * b.stride + k0 * cols, b.stride, with);
             }
             k0 += depth();
         } while (k0 < k);
@@ -138,12 +167,13 @@ struct product {
     }
 
     template <class P>
-    void rows_of_a(const block& t, idx k0, idx n_k, const P* panels, idx panel_stride, T* a_scratch) const {
+    void rows_of_a(const block& t, idx k0, idx n_k, const P* panels, idx panel_stride,
+                   const tools& with) const {
         for (idx i = t.i; i < t.i + t.rows; i += height()) {
             const idx m = std::min(height(), t.i + t.rows - i);
-            kernels::gemm_block_args<T, P> g{.a = a + i * a_row + k0 * a_k,
-                                             .a_row = a_row,
-                                             .a_k = a_k,
+            kernels::gemm_block_args<T, P> g{.a = with.a.data + i * with.a.row + k0 * with.a.step,
+                                             .a_row = with.a.row,
+                                             .a_k = with.a.step,
                                              .panels = panels,
                                              .panel_stride = panel_stride,
                                              .panel_row = cols,
@@ -155,14 +185,16 @@ struct product {
                                              .n = t.cols,
                                              .k = n_k};
             set_start(g, i, t.j, k0);
-            if (t.cols > cols) copy_a(g, a_scratch);
+            if (t.cols > cols) copy_a(g, with.a_scratch);
+            if constexpr (std::is_same_v<P, S>)
+                if (panel_by_panel()) g.next = few_tiles() || k0 + n_k < k ? panels + n_k * cols : panels;
             simd::invoke(Arch{}, kernels::gemm_block{}, g);
         }
     }
 
-    void rows_of_b(const block& t, idx k0, idx n_k, T* a_scratch) const {
-        kernels::gemm_few_rows_args<T, S> g{.a = a + t.i * a_row + k0,
-                                            .a_row = a_row,
+    void rows_of_b(const block& t, idx k0, idx n_k, const tools& with) const {
+        kernels::gemm_few_rows_args<T, S> g{.a = with.a.data + t.i * with.a.row + k0,
+                                            .a_row = with.a.row,
                                             .b = b.data + t.j * b.stride + k0,
                                             .b_row = b.stride,
                                             .start = nullptr,
@@ -174,8 +206,8 @@ struct product {
                                             .k = n_k};
         set_start(g, t.i, t.j, k0);
         if (t.cols > cols) {
-            copy_rows(g, a_scratch);
-            g.a = a_scratch;
+            copy_rows(g, with.a_scratch);
+            g.a = with.a_scratch;
         }
         simd::invoke(Arch{}, kernels::gemm_few_rows{}, g);
     }
