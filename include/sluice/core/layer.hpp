@@ -44,14 +44,21 @@ struct sizes {
     std::size_t tape = 0;      // bytes that one forward call pushes for backward
 };
 
-// Whether a layer can be trained as it stands: its weights are stored in the type it computes in. A layer
-// with smaller weights says `trainable = false`.
+template <class L>
+concept has_backward = requires(const L& l, const batch& b, in<typename L::scalar> x,
+                                tensor_view<typename L::scalar> dx, arena& tape,
+                                const typename L::grad_type& grad, arena& workspace, executor_ref ex) {
+    l.backward(b, x, x, dx, tape, grad, workspace, ex);
+};
+
+// Whether a layer can be trained as it stands: it has a backward, and its weights are stored in the type it
+// computes in. A layer with smaller weights says `trainable = false`.
 template <class L>
 constexpr bool is_trainable = [] {
     if constexpr (requires { L::trainable; })
         return static_cast<bool>(L::trainable);
     else
-        return true;
+        return has_backward<L>;
 }();
 
 // What a layer takes for calls of at most `most.max_rows` rows, found by running its own code on arenas and
@@ -67,8 +74,7 @@ sizes layer_bytes(const L& layer, const limits& most) {
     const batch b = batch::one(most.max_rows);
     const tensor_view<T> x(nullptr, most.max_rows, layer.d_in()), y(nullptr, most.max_rows, layer.d_out());
     layer.forward(b, x, y, nullptr, workspace, ex);
-    if constexpr (is_trainable<L> &&
-                  requires { layer.backward(b, x, y, x, tape, typename L::grad_type{}, workspace, ex); }) {
+    if constexpr (is_trainable<L> && has_backward<L>) {
         layer.forward(b, x, y, &tape, workspace, ex);
         result.tape = tape.bytes();
         arena grad_memory;
@@ -123,6 +129,8 @@ concept layer = std::is_trivially_copyable_v<L> &&
     typename L::config_type;
     typename L::params_type;
     { l.config() } -> std::convertible_to<typename L::config_type>;
+    { l.d_in() } -> std::convertible_to<idx>;
+    { l.d_out() } -> std::convertible_to<idx>;
     l.forward(b, x, y, tape, workspace, ex);
 };
 
@@ -136,11 +144,6 @@ concept streaming_layer = layer<L> &&
 };
 
 template <class L>
-concept trainable_layer = layer<L> && is_trainable<L> &&
-    requires(const L& l, const batch& b, in<typename L::scalar> x, in<typename L::scalar> dy,
-             tensor_view<typename L::scalar> dx, arena& tape, const typename L::grad_type& grad,
-             arena& workspace, executor_ref ex) {
-    l.backward(b, x, dy, dx, tape, grad, workspace, ex);
-};
+concept trainable_layer = layer<L> && is_trainable<L> && has_backward<L>;
 
 } // namespace sluice

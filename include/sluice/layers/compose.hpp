@@ -112,10 +112,12 @@ inline namespace SLUICE_ISA {
 
 template <class Layer>
 class residual {
+    static_assert(streaming_layer<Layer>, "sluice: residual takes a streaming_layer; see core/layer.hpp");
+
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
-    static constexpr bool trainable = Layer::trainable;
+    static constexpr bool trainable = is_trainable<Layer>;
     using T = scalar;
     using config_type = typename Layer::config_type;
     using params_type = typename Layer::params_type;
@@ -167,13 +169,15 @@ template <class... Layers>
 class chain {
     static constexpr idx n_layers = sizeof...(Layers);
     static_assert(n_layers > 0, "sluice: a chain needs at least one layer");
+    static_assert((streaming_layer<Layers> && ...),
+                  "sluice: chain takes streaming_layers; see core/layer.hpp");
     using layers_type = parts<Layers...>;
     using first_layer = std::remove_reference_t<decltype(get<0>(std::declval<layers_type&>()))>;
 
 public:
     using scalar = typename first_layer::scalar;
     using arch = typename first_layer::arch;
-    static constexpr bool trainable = (Layers::trainable && ...);
+    static constexpr bool trainable = (is_trainable<Layers> && ...);
     using T = scalar;
     using config_type = parts<typename Layers::config_type...>;
     using params_type = chain_params<typename Layers::params_type...>;
@@ -270,10 +274,12 @@ private:
 
 template <class Layer>
 class stack {
+    static_assert(streaming_layer<Layer>, "sluice: stack takes a streaming_layer; see core/layer.hpp");
+
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
-    static constexpr bool trainable = Layer::trainable;
+    static constexpr bool trainable = is_trainable<Layer>;
     using T = scalar;
     using config_type = stack_config<typename Layer::config_type>;
     using params_type = stack_params<typename Layer::params_type>;

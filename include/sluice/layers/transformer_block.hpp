@@ -76,6 +76,8 @@ inline namespace SLUICE_ISA {
 
 template <class Mixer, class FeedForward, class Norm>
 class basic_transformer_block {
+    static_assert(streaming_layer<Mixer> && streaming_layer<FeedForward> && layer<Norm>,
+                  "sluice: transformer_block takes streaming_layers; see core/layer.hpp");
     template <class L>
     using params_of = typename L::params_type;
     template <class L>
@@ -84,7 +86,7 @@ class basic_transformer_block {
 public:
     using scalar = typename Mixer::scalar;
     using arch = typename Mixer::arch;
-    static constexpr bool trainable = Mixer::trainable && FeedForward::trainable && Norm::trainable;
+    static constexpr bool trainable = is_trainable<Mixer> && is_trainable<FeedForward> && is_trainable<Norm>;
     using T = scalar;
     using config_type =
         basic_transformer_block_config<typename Mixer::config_type, typename FeedForward::config_type>;
