@@ -42,6 +42,7 @@ enum class mistake {
     asks_for_more_tape,
     writes_before_it_takes,
     finds_a_small_tape_late,
+    adds_before_it_takes,
     accepts_any_weights,
     accepts_any_arguments,
     accepts_any_gradients,
@@ -135,6 +136,7 @@ public:
             dy = dy.row_block(0, n).col_block(0, d_out()), dx = dx.row_block(0, n).col_block(0, d_in());
         grad_type mine = grad;
         if (made == mistake::overwrites_gradients && !ex.dry()) sluice::zero(mine);
+        if (made == mistake::adds_before_it_takes && !ex.dry()) grad.w_k(0, 0) += T(1);
         inner_.backward(b, x, dy, dx, tape, grad, workspace, ex);
         if (ex.dry() || n == 0) return;
         if (made == mistake::wrong_dx) dx(n - 1, 0) += T(1e-4);
@@ -252,6 +254,7 @@ SLUICE_NOTICES(asks_for_more_workspace, takes_the_memory_it_says)
 SLUICE_NOTICES(asks_for_more_tape, takes_the_memory_it_says)
 SLUICE_NOTICES(writes_before_it_takes, too_little_memory_is_refused_before_output)
 SLUICE_NOTICES(finds_a_small_tape_late, too_little_memory_is_refused_before_output)
+SLUICE_NOTICES(adds_before_it_takes, too_little_memory_is_refused_before_output)
 SLUICE_NOTICES(accepts_any_weights, wrong_shapes_are_named)
 SLUICE_NOTICES(accepts_any_arguments, wrong_arguments_are_named)
 SLUICE_NOTICES(accepts_any_gradients, wrong_gradient_arguments_are_named)

@@ -748,7 +748,30 @@ public:
                         arena workspace(need.workspace);
                         s.layer.forward(rows.rows(), rows.x.view(), y, &tape, workspace);
                     });
+            if constexpr (trains) backward_is_refused_as_a_whole(s, rows, need);
         });
+    }
+
+    // Gradients and tape are as they were, so that the call can be made again.
+    static void backward_is_refused_as_a_whole(const subject& s, const sample<T>& rows, const sizes& need) {
+        const idx n = rows.offsets.back();
+        const auto dy = uniform_matrix<T>(n, s.layer.d_out(), 62);
+        gradients want(s, n), g(s, n);
+        arena workspace(need.workspace), tape(need.tape), enough(need.workspace);
+        padded<T> y(n, s.layer.d_out());
+        auto run = [&](gradients& to, arena& space) {
+            s.layer.backward(rows.rows(), rows.x.view(), dy.view(), to.dx, tape, to.grad.view(), space);
+        };
+        s.layer.forward(rows.rows(), rows.x.view(), y, &tape, workspace);
+        run(want, enough);
+        s.layer.forward(rows.rows(), rows.x.view(), y, &tape, workspace);
+        check_too_small(enough.bytes(), g.dx, [&](arena& small) { run(g, small); });
+        CHECK(tape.used() == need.tape);
+        for (const auto& t : g.grad.tensors) CHECK(all_zero(t.view()));
+        run(g, enough);
+        expect(different_bits(g.dx.view(), want.dx.view()));
+        for (std::size_t i = 0; i < g.grad.tensors.size(); ++i)
+            expect(different_bits(g.grad.tensors[i].view(), want.grad.tensors[i].view()));
     }
 
     template <class F>

@@ -98,8 +98,8 @@ void rehearse(executor_ref ex, F&& call) {
     call(executor_ref(counting));
 }
 
-// The same for a call that pushes on a tape, which is left as it was: one too small is found before an output
-// is written.
+// The same for a call that pushes on a tape or pops from it, which is left as it was: one too small is found
+// before an output is written, and a workspace too small for backward before a gradient is added to.
 template <class F>
 void rehearse(executor_ref ex, arena* tape, F&& call) {
     if (tape == nullptr) return;

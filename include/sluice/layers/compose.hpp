@@ -215,6 +215,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "chain");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers, b.n_tokens, d_in(), x, dy, dx, tape, workspace);
         [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -319,6 +320,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "stack");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers(), b.n_tokens, d_in(), x, dy, dx, tape, workspace);
         for (idx i = n_layers() - 1; i >= 0; --i)

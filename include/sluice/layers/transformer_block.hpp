@@ -203,6 +203,8 @@ private:
                       const grad_type& grad, arena& workspace, executor_ref ex) const {
         const idx n = b.n_tokens, d = d_in();
         check_backward<T>(b, x, dy, dx, d, d, "transformer_block");
+        rehearse(ex, &tape,
+                 [&](executor_ref dry) { run_backward(b, x, dy, dx, residual, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         const record kept = tape.pop_record<record>();
         const tensor_view<T> normed_x(kept.normed_x, n, d), h(kept.h, n, d), normed_h(kept.normed_h, n, d);
