@@ -130,6 +130,7 @@ private:
         check_batch(b, "short_convolution");
         require_shape(x, b.n_tokens, d_in(), "short_convolution", "x");
         require_shape(y, b.n_tokens, d_out(), "short_convolution", "y");
+        SLUICE_ASSERT(apart(y, x)); // later rows read earlier ones
         if (state != nullptr && !ex.dry()) state->check_room(b);
         const arena::scope scope(workspace);
         arena& keep = tape == nullptr ? workspace : *tape;

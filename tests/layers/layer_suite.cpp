@@ -46,6 +46,7 @@ enum class mistake {
     accepts_any_weights,
     accepts_any_arguments,
     accepts_any_gradients,
+    writes_before_it_reads,
     accepts_any_limits,
     accepts_any_batch,
     forgets_when_full,
@@ -107,6 +108,7 @@ public:
         const bool real = !ex.dry() && b.n_tokens > 0;
         if (made == mistake::refuses_nothing_to_do && b.n_tokens == 0) throw sluice::error("nothing to do");
         if (made == mistake::writes_before_it_takes && real) y(0, 0) = 1;
+        if (made == mistake::writes_before_it_reads && real) fill(y, T(0));
         if (made == mistake::allocates)
             sink = std::vector<T>(static_cast<std::size_t>(b.n_tokens) + 1).size();
         const T* old = workspace.take<T>(1);
@@ -258,6 +260,7 @@ SLUICE_NOTICES(adds_before_it_takes, too_little_memory_is_refused_before_output)
 SLUICE_NOTICES(accepts_any_weights, wrong_shapes_are_named)
 SLUICE_NOTICES(accepts_any_arguments, wrong_arguments_are_named)
 SLUICE_NOTICES(accepts_any_gradients, wrong_gradient_arguments_are_named)
+SLUICE_NOTICES(writes_before_it_reads, overlapping_outputs_are_noticed_or_harmless)
 SLUICE_NOTICES(accepts_any_limits, absurd_limits_are_refused)
 SLUICE_NOTICES(accepts_any_batch, bad_batches_are_refused)
 SLUICE_NOTICES(forgets_when_full, states_refuse_what_they_cannot_hold)

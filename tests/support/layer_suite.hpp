@@ -854,6 +854,72 @@ public:
         });
     }
 
+    // An output over an input, all of it or shifted: an assertion says so, or the result is right all the
+    // same.
+    static void overlapping_outputs_are_noticed_or_harmless() {
+        for_each_variant(false, [](const subject& s) {
+            const idx n = 5, d_in = s.layer.d_in(), d_out = s.layer.d_out(), wide = std::max(d_in, d_out);
+            const sample<T> rows({n}, d_in, 71);
+            const auto dy = uniform_matrix<T>(n, d_out, 72);
+            const sizes need = s.layer.bytes(limits_of(n));
+            arena workspace(need.workspace);
+            const auto want = forward(s.layer, rows);
+            gradients right(s, n);
+            if constexpr (trains) backward(s.layer, rows.rows(), rows.x.view(), dy.view(), right);
+            for (const idx shift : {idx{0}, idx{1}, wide}) {
+                INFO("shift: " << shift);
+                std::vector<T> memory(static_cast<std::size_t>((n + 1) * wide));
+                // `out` begins `shift` elements behind `in`
+                auto in_place = [&](tensor_view<const T> from, idx cols) {
+                    const tensor_view<T> to(memory.data(), n, cols);
+                    copy(from, to);
+                    return to;
+                };
+                auto out = [&](idx cols) { return tensor_view<T>(memory.data() + shift, n, cols); };
+                auto x = in_place(rows.x.view(), d_in);
+                expect(
+                    wrong_or_refused([&] { s.layer.forward(rows.rows(), x, out(d_out), nullptr, workspace); },
+                                     out(d_out), want));
+                x = in_place(rows.x.view(), d_in);
+                arena clean(need.state);
+                auto state = s.layer.bind_state(clean, limits_of(n));
+                expect(wrong_or_refused([&] { s.layer.extend(rows.rows(), x, out(d_out), state, workspace); },
+                                        out(d_out), want));
+                if constexpr (trains) {
+                    for (const bool over_x : {true, false}) {
+                        arena tape(need.tape);
+                        gradients g(s, n);
+                        padded<T> y(n, d_out);
+                        s.layer.forward(rows.rows(), rows.x.view(), y, &tape, workspace);
+                        const auto xs =
+                            over_x ? tensor_view<const T>(in_place(rows.x.view(), d_in)) : rows.x.view();
+                        const auto dys =
+                            over_x ? dy.view() : tensor_view<const T>(in_place(dy.view(), d_out));
+                        expect(wrong_or_refused(
+                            [&] {
+                                s.layer.backward(rows.rows(), xs, dys, out(d_in), tape, g.grad.view(),
+                                                 workspace);
+                                for (std::size_t i = 0; i < g.grad.tensors.size(); ++i)
+                                    expect(different_bits(g.grad.tensors[i].view(),
+                                                          right.grad.tensors[i].view()));
+                            },
+                            out(d_in), right.dx));
+                    }
+                }
+            }
+        });
+    }
+    template <class F>
+    static std::string wrong_or_refused(F&& f, tensor_view<const T> got, const padded<T>& want) {
+        try {
+            f();
+        } catch (const error& e) {
+            const bool said = std::string_view(e.what()).find("apart") != std::string_view::npos;
+            return said ? "" : e.what();
+        }
+        return different_bits(got, want.view());
+    }
+
     // The views of a backward call; no gradient is added to.
     static void wrong_gradient_arguments_are_named() {
         if constexpr (trains)
@@ -1147,6 +1213,8 @@ private:
     SLUICE_TEST_PROPERTY(prefix, traits, "wrong shapes are named", wrong_shapes_are_named, __VA_ARGS__)      \
     SLUICE_TEST_PROPERTY(prefix, traits, "wrong arguments are named", wrong_arguments_are_named,             \
                          __VA_ARGS__)                                                                        \
+    SLUICE_TEST_PROPERTY(prefix, traits, "overlapping outputs are noticed or harmless",                      \
+                         overlapping_outputs_are_noticed_or_harmless, __VA_ARGS__)                           \
     SLUICE_TEST_PROPERTY(prefix, traits, "absurd limits are refused", absurd_limits_are_refused,             \
                          __VA_ARGS__)                                                                        \
     SLUICE_TEST_PROPERTY(prefix, traits, "bad batches are refused", bad_batches_are_refused, __VA_ARGS__)    \

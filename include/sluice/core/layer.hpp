@@ -107,13 +107,15 @@ void rehearse(executor_ref ex, arena* tape, F&& call) {
     rehearse(ex, call);
 }
 
-// Throws config_error where a view of a backward call does not fit, before a gradient is added to.
+// Throws config_error where a view of a backward call does not fit, before a gradient is added to. dx may be
+// dy where the layer says so.
 template <class T>
 void check_backward(const batch& b, const tensor_view<const T>& x, const tensor_view<const T>& dy,
                     const tensor_view<T>& dx, idx d_in, idx d_out, std::string_view layer) {
     require_shape(x, b.n_tokens, d_in, layer, "x");
     require_shape(dy, b.n_tokens, d_out, layer, "dy");
     require_shape(dx, b.n_tokens, d_in, layer, "dx");
+    SLUICE_ASSERT(apart(dx, x) && apart_or_same(dx, dy));
 }
 
 // The state of a layer that needs none.

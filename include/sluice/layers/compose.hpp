@@ -144,17 +144,20 @@ public:
     }
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
+        SLUICE_ASSERT(apart(y, x));
         change(b, x, y, tape, workspace, ex);
         add<arch>(x, y, y, ex);
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
+        SLUICE_ASSERT(apart(dx, dy));
         change_backward(b, x, dy, dx, tape, grad, workspace, ex);
         add<arch>(dx, dy, dx, ex);
     }
     state_type bind_state(arena& memory, const limits& most) const { return layer_.bind_state(memory, most); }
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
+        SLUICE_ASSERT(apart(y, x));
         layer_.extend(b, x, y, state, workspace, ex);
         add<arch>(x, y, y, ex);
     }

@@ -84,6 +84,7 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     detail::check_attention(shape, b, q.rows(), q.cols());
     require_shape(y, q.rows(), q.cols(), "attention", "y");
     if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
+    SLUICE_ASSERT(apart_or_same(y, q));
     const idx group = shape.group(), d = shape.head_dim;
     const idx block = detail::attention_block_tokens(group, b.n_tokens);
     // whole registers, so that every worker's rows begin where registers do
@@ -148,6 +149,8 @@ void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T
     require_shape(dq, q.rows(), q.cols(), "attention", "dq");
     require_shape(dk, k.rows(), k.cols(), "attention", "dk");
     require_shape(dv, v.rows(), v.cols(), "attention", "dv");
+    SLUICE_ASSERT(apart(dq, q, k, v, y, dy, dk, dv) && apart(dk, q, k, v, y, dy, dv) &&
+                  apart(dv, q, k, v, y, dy));
     const idx group = shape.group(), d = shape.head_dim;
     const arena::scope scope(workspace);
     const auto delta = workspace.take<T>(b.n_tokens, shape.n_heads);
