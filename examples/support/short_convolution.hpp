@@ -48,7 +48,7 @@ struct short_convolution_state : sequence_lengths {
     static short_convolution_state bind(arena& a, const short_convolution_config& c, const limits& most) {
         const idx ring = c.n_taps - 1 + most.max_rollback;
         return {sequence_lengths::bind(a, most, "short_convolution state"),
-                a.take<T>(most.n_sequences * ring, c.d_model), ring};
+                a.take<T>(size_product(most.n_sequences, ring), c.d_model), ring};
     }
     T* row(idx slot, idx position) const { return rows.row(slot * ring + position % ring); }
     void append(const batch& b, in<T> x) {

@@ -25,17 +25,16 @@ struct limits {
 // Throws config_error for a value that no caller can mean; sizes computed from the others cannot overflow
 // unnoticed.
 inline void check_limits(const limits& most) {
-    auto check = [](idx value, idx least, std::string_view name) {
-        constexpr idx largest = idx{1} << 40;
-        if (value < least || value > largest)
+    auto check = [](idx value, idx least, std::string_view name, int bits = 40) {
+        if (value < least || value > idx{1} << bits)
             SLUICE_THROW(config_error("limits: " + std::string(name) + " must be " + std::to_string(least) +
-                                      " to 2^40, is " + std::to_string(value)));
+                                      " to 2^" + std::to_string(bits) + ", is " + std::to_string(value)));
     };
     check(most.max_tokens, 0, "max_tokens");
     check(most.max_rows, 1, "max_rows");
     check(most.n_sequences, 1, "n_sequences");
     check(most.max_rollback, 0, "max_rollback");
-    check(most.workers, 1, "workers");
+    check(most.workers, 1, "workers", 20);
 }
 
 struct sizes {

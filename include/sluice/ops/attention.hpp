@@ -90,7 +90,7 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     // whole registers, so that every worker's rows begin where registers do
     const idx scratch = round_up(kernels::attention_scratch<T, Arch>(block * group, d), panel_cols<T>);
     const arena::scope scope(workspace);
-    T* memory = workspace.take<T>(ex.concurrency() * scratch);
+    T* memory = workspace.take<T>(ex.concurrency(), scratch).data();
     // late blocks see most keys: hand them out first, so that workers end together
     idx most_blocks = 0;
     for (idx s = 0; s < b.n_sequences(); ++s)
@@ -155,7 +155,7 @@ void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T
     const arena::scope scope(workspace);
     const auto delta = workspace.take<T>(b.n_tokens, shape.n_heads);
     const idx scratch = kernels::attention_backward_scratch<T, Arch>(d);
-    T* memory = workspace.take<T>(ex.concurrency() * scratch);
+    T* memory = workspace.take<T>(ex.concurrency(), scratch).data();
     ex(b.n_tokens, [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)
             for (idx h = 0; h < shape.n_heads; ++h)

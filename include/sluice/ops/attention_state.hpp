@@ -37,7 +37,7 @@ struct attention_state {
                      : std::min(all, round_up(window - 1 + most.max_rows + most.max_rollback, key_tile));
         require(most.n_sequences <= limit / s.ring / std::max<idx>(n_heads, 1), "attention state",
                 "n_sequences is too large");
-        s.k = a.take<T>(most.n_sequences * n_heads * (s.ring / key_tile) * head_dim, key_tile);
+        s.k = a.take<T>(size_product(most.n_sequences * n_heads * (s.ring / key_tile), head_dim), key_tile);
         s.v = a.take<T>(most.n_sequences * n_heads * s.ring, head_dim);
         s.length = a.take<idx>(1, most.n_sequences);
         s.newest = a.take<idx>(1, most.n_sequences);
