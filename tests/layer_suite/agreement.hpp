@@ -3,6 +3,7 @@
 
 #include "layer_suite/suite.hpp"
 #include "support/executors.hpp"
+#include "support/float_modes.hpp"
 
 #include <optional>
 #include <thread>
@@ -189,6 +190,54 @@ void layer_suite<Traits, Type>::two_threads_may_call_one_layer() {
         for (auto& t : threads) t.join();
         for (const caller& c : callers) expect(c.problem + different_bits(c.y->view(), want.view()));
     });
+}
+
+// Rounding in another direction, and subnormal numbers taken for zero: nothing fails, results are near, and
+// streaming still gives the bits of forward.
+template <class Traits, class Type>
+void layer_suite<Traits, Type>::other_float_modes_change_little() {
+    constexpr bool single = std::is_same_v<T, float>;
+    for_each_variant(false, [](const subject& s) {
+        sample<T> rows({5, 0, 9}, s.layer.d_in(), 17);
+        for (idx i = 0; i < rows.x.view().rows(); i += 2)
+            for (idx j = 0; j < s.layer.d_in(); j += 3) rows.x(i, j) *= std::numeric_limits<T>::min() / 3;
+        const oracle want = ask(Traits::reference, s, rows);
+        const auto dy = uniform_matrix<T>(14, s.layer.d_out(), 18);
+        gradients usual(s, 14);
+        if constexpr (trains) backward(s.layer, rows.rows(), rows.x.view(), dy.view(), usual);
+        for (const auto& mode : float_modes) {
+            INFO(mode.name);
+            padded<T> y(14, s.layer.d_out()), streamed(14, s.layer.d_out());
+            gradients g(s, 14);
+            stream<layer_type> two(s.layer, {.max_tokens = 9, .max_rows = 9, .n_sequences = 2});
+            in_float_mode(mode, [&] {
+                y = forward(s.layer, rows);
+                two.extend(rows, {{0, 0, 3, 0}, {1, 5, 6, 0}}, streamed);
+                two.extend(rows, {{0, 3, 2, 3}, {1, 11, 3, 6}}, streamed);
+                if constexpr (trains) backward(s.layer, rows.rows(), rows.x.view(), dy.view(), g);
+            });
+            expect(compare(y.view(), want, {.chain = 64 * chain(), .nmse = single ? 1e-10 : 1e-25}));
+            expect(different_bits(streamed.view(), y.view()));
+            if constexpr (trains) {
+                expect(far_from(g.dx, usual.dx));
+                for (std::size_t i = 0; i < g.grad.tensors.size(); ++i)
+                    expect(far_from(g.grad.tensors[i], usual.grad.tensors[i]));
+            }
+        }
+    });
+}
+template <class Traits, class Type>
+std::string layer_suite<Traits, Type>::far_from(const padded<T>& got, const padded<T>& usual) {
+    const auto r = usual.view();
+    oracle o(r.rows(), r.cols());
+    double most = 1;
+    for (idx i = 0; i < r.rows(); ++i)
+        for (idx j = 0; j < r.cols(); ++j) most = std::max(most, std::abs(static_cast<double>(r(i, j))));
+    for (idx i = 0; i < r.rows(); ++i)
+        for (idx j = 0; j < r.cols(); ++j) o(i, j) = {static_cast<double>(r(i, j)), most};
+    // sums that cancel keep little, so the bound for each element is what counts
+    const double nmse = std::is_same_v<T, float> ? 1e-6 : 1e-20;
+    return compare(got.view(), o, {.chain = 1024 * chain(), .nmse = nmse, .may_be_dull = true});
 }
 
 } // namespace sluice::test

@@ -132,6 +132,7 @@ public:
     static void is_causal();
     static void any_executor_gives_the_same_bits();
     static void two_threads_may_call_one_layer();
+    static void other_float_modes_change_little();
 
     // streaming.hpp
     static void streams_to_the_same_bits_at_every_split();
@@ -167,6 +168,7 @@ private:
     static idx check_too_small(std::size_t bytes, padded<T>& y, F&& f);
     template <class F>
     static std::string wrong_or_refused(F&& f, tensor_view<const T> got, const padded<T>& want);
+    static std::string far_from(const padded<T>& got, const padded<T>& usual);
     // By any error of the library: which one depends on what is looked at first.
     template <class F>
     static bool is_refused(F&& f) {

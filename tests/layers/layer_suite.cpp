@@ -52,7 +52,8 @@ enum class mistake {
     forgets_when_full,
     spreads_nan,
     reads_beyond,
-    shares_memory_of_calls
+    shares_memory_of_calls,
+    depends_on_rounding
 };
 mistake made = mistake::none;
 
@@ -126,6 +127,7 @@ public:
         for (idx i = 0; made == mistake::sees_the_future && i < last; ++i) y(i, 0) += T(1e-6) * x(i + 1, 0);
         if (made == mistake::depends_on_workers && ex.concurrency() == 3)
             y(0, 0) = std::nextafter(y(0, 0), T(9));
+        if (made == mistake::depends_on_rounding && std::fegetround() != FE_TONEAREST) y(0, 0) += T(1e-9);
         if (made == mistake::spreads_nan) y(0, 0) += 0 * x(last / 2, 0);
         if (made == mistake::reads_beyond) sink = static_cast<const volatile T*>(x.row(last))[d_in()] > 0;
         if (made == mistake::shares_memory_of_calls && meets_another_thread()) y(0, 0) += 1;
@@ -267,6 +269,7 @@ SLUICE_NOTICES(forgets_when_full, states_refuse_what_they_cannot_hold)
 SLUICE_NOTICES(never_truncates, states_refuse_what_they_cannot_hold)
 SLUICE_NOTICES(spreads_nan, no_value_leaves_its_sequence)
 SLUICE_NOTICES(shares_memory_of_calls, two_threads_may_call_one_layer)
+SLUICE_NOTICES(depends_on_rounding, other_float_modes_change_little)
 
 TEST_CASE("notices a wrong reference that is right: a_wrong_reference_is_noticed", "[!shouldfail]") {
     layer_suite<right_wrong_reference, double_native>::a_wrong_reference_is_noticed();
