@@ -12,6 +12,7 @@
 #include "core/parts.hpp"
 #include "core/random.hpp"
 #include "core/relay.hpp"
+#include "core/sequence_lengths.hpp"
 #include "core/tensor.hpp"
 #include "core/tensor_view.hpp"
 #include "core/types.hpp"

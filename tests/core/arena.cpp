@@ -1,6 +1,7 @@
 #include "support/catch.hpp"
 
 #include <sluice/core/arena.hpp>
+#include <sluice/core/packed.hpp>
 
 #include <array>
 #include <limits>
@@ -153,8 +154,8 @@ TEST_CASE("sizes that overflow are refused before anything is computed with them
         CHECK_THROWS_WITH(a.take<float>(idx{1} << 32, idx{1} << 32),
                           "arena: 4294967296 x 4294967296 is no shape");
         CHECK_THROWS_AS(a.take<char>(most, 1), sluice::config_error);
-        CHECK_NOTHROW(a.take<float>(most, 0));
-        CHECK_NOTHROW(a.take<float>(0, most));
+        CHECK_NOTHROW(a.take<float>(arena::most_elements, 0));
+        CHECK_NOTHROW(a.take<float>(0, arena::most_elements));
         CHECK(a.used() == 0);
     }
 }
@@ -164,6 +165,23 @@ TEST_CASE("a dry arena counts large sizes exactly") {
     a.take<char>(idx{1} << 40);
     a.take<float>(idx{1} << 20, idx{1} << 20);
     CHECK(a.bytes() == (std::size_t{1} << 40) * 5);
+}
+
+TEST_CASE("a matrix larger than any memory is refused, also by a dry arena") {
+    constexpr idx largest = arena::most_elements;
+    arena a;
+    CHECK(a.take<float>(largest, 1).rows() == largest);
+    CHECK(a.take<float>(1, largest).cols() == largest);
+    for (const auto& [rows, cols] : {std::pair<idx, idx>{largest + 1, 1},
+                                     {1, largest + 1},
+                                     {largest + 1, 0},
+                                     {0, largest + 1},
+                                     {largest / 2 + 1, 2},
+                                     {most, most}}) {
+        CHECK_THROWS_AS(a.take<float>(rows, cols), sluice::config_error);
+        CHECK_THROWS_AS(a.take<sluice::packed<sluice::bf16>>(rows, cols), sluice::config_error);
+    }
+    CHECK(a.take<sluice::packed<sluice::bf16>>(1, largest).cols() == largest); // padded to a panel
 }
 
 TEST_CASE("a dry arena runs out only at the largest size") {

@@ -2,8 +2,10 @@
 
 #include <sluice/core/error.hpp>
 
+#include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 static_assert(std::is_base_of_v<std::runtime_error, sluice::error>);
 static_assert(std::is_base_of_v<sluice::error, sluice::config_error>);
@@ -73,3 +75,15 @@ TEST_CASE("assertions are off and do not evaluate their condition") {
     CHECK(calls == 0);
 }
 #endif
+
+TEST_CASE("a product of sizes is in range or refused") {
+    using sluice::idx;
+    using sluice::size_product;
+    constexpr idx most = std::numeric_limits<idx>::max();
+    CHECK((size_product(3, 5) == 15 && size_product(0, most) == 0 && size_product(most, 0) == 0));
+    CHECK((size_product(most, 1) == most && size_product(most / 3, 3) == most / 3 * 3));
+    CHECK_THROWS_WITH(size_product(idx{1} << 40, idx{1} << 23), "1099511627776 times 8388608 is no size");
+    for (const auto& [a, b] :
+         {std::pair<idx, idx>{most, 2}, {2, most}, {-1, 3}, {3, -1}, {most, most}, {most / 3 + 1, 3}})
+        CHECK_THROWS_AS(size_product(a, b), sluice::config_error);
+}

@@ -38,6 +38,8 @@ public:
         sluice::require_positive(c.d_model, "doubler", "d_model");
     }
     const doubler_config& config() const { return config_; }
+    idx d_in() const { return config_.d_model; }
+    idx d_out() const { return config_.d_model; }
     void forward(const batch& b, in<float> x, const tensor_view<float>& y, arena*, arena&,
                  executor_ref = {}) const {
         sluice::check_batch(b, "doubler");
@@ -68,6 +70,12 @@ struct no_forward {
     using config_type = doubler_config;
     using params_type = doubler_params<const float>;
     doubler_config config() const { return {}; }
+    idx d_in() const { return 1; }
+    idx d_out() const { return 1; }
+};
+struct no_width : no_forward {
+    idx d_out() = delete;
+    void forward(const batch&, in<float>, const tensor_view<float>&, arena*, arena&, executor_ref) const {}
 };
 struct forward_only : no_forward {
     void forward(const batch&, in<float>, const tensor_view<float>&, arena*, arena&, executor_ref) const {}
@@ -89,7 +97,8 @@ static_assert(sluice::layer<doubler> && sluice::streaming_layer<doubler> && slui
 static_assert(sluice::layer<forward_only>);
 static_assert(!sluice::streaming_layer<forward_only> && !sluice::trainable_layer<forward_only>);
 static_assert(!sluice::layer<no_forward> && !sluice::layer<forward_not_const> &&
-              !sluice::layer<other_scalar>);
+              !sluice::layer<other_scalar> && !sluice::layer<no_width>);
+static_assert(sluice::is_trainable<doubler> && !sluice::is_trainable<forward_only>);
 static_assert(!sluice::layer<owning>, "a layer is trivially copyable");
 static_assert(!sluice::layer<int>);
 

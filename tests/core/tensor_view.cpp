@@ -135,15 +135,60 @@ TEST_CASE("shape text and require_shape name both shapes") {
 
 TEST_CASE("overlap is found between views of any type") {
     std::vector<double> memory(32);
-    const tensor_view<double> a(memory.data(), 2, 4, 8); // elements 0 to 11
+    const tensor_view<double> a(memory.data(), 2, 4, 8); // elements 0 to 3 and 8 to 11
     CHECK(sluice::overlap(a, a));
     CHECK(sluice::overlap(a, tensor_view<const double>(memory.data() + 11, 1, 1)));
     CHECK(sluice::overlap(tensor_view<const double>(memory.data() + 11, 1, 1), a));
     CHECK_FALSE(sluice::overlap(a, tensor_view<double>(memory.data() + 12, 1, 20)));
-    // Columns of one matrix interleave: counted as overlap.
-    CHECK(sluice::overlap(a, tensor_view<double>(memory.data() + 4, 2, 4, 8)));
     const tensor_view<char> bytes(reinterpret_cast<char*>(memory.data()) + 95, 1, 1);
     CHECK(sluice::overlap(a, bytes));
+    // columns side by side, and a row between the rows
+    CHECK_FALSE(sluice::overlap(a, tensor_view<double>(memory.data() + 4, 2, 4, 8)));
+    CHECK_FALSE(sluice::overlap(tensor_view<double>(memory.data() + 4, 2, 4, 8), a));
+    CHECK_FALSE(sluice::overlap(a, tensor_view<double>(memory.data() + 4, 1, 4)));
+    CHECK(sluice::overlap(a, tensor_view<double>(memory.data() + 4, 1, 5)));
+    CHECK(sluice::overlap(a, tensor_view<double>(memory.data() + 4, 2, 4, 7)));
+}
+
+// Against a set of the elements themselves.
+TEST_CASE("overlap is what sharing an element means") {
+    std::vector<float> memory(64);
+    auto elements = [&](const tensor_view<float>& v) {
+        std::vector<bool> in(64);
+        for (idx i = 0; i < v.rows(); ++i)
+            for (idx j = 0; j < v.cols(); ++j) in[static_cast<std::size_t>(&v(i, j) - memory.data())] = true;
+        return in;
+    };
+    std::vector<tensor_view<float>> views;
+    for (idx first : {0, 1, 3, 4, 7})
+        for (idx rows : {1, 2, 3, 4})
+            for (idx cols : {1, 2, 3, 5})
+                for (idx stride : {5, 6, 9}) views.push_back({memory.data() + first, rows, cols, stride});
+    idx together = 0;
+    for (const auto& a : views)
+        for (const auto& b : views) {
+            const auto in_a = elements(a), in_b = elements(b);
+            bool shared = false;
+            for (std::size_t i = 0; i < 64; ++i) shared = shared || (in_a[i] && in_b[i]);
+            together += shared;
+            if (sluice::overlap(a, b) != shared) {
+                CAPTURE(a.data() - memory.data(), a.rows(), a.cols(), a.row_stride());
+                CAPTURE(b.data() - memory.data(), b.rows(), b.cols(), b.row_stride());
+                FAIL("wrong");
+            }
+        }
+    CHECK((together > 1000 && together < static_cast<idx>(views.size() * views.size()) - 1000));
+}
+
+TEST_CASE("outputs are apart from inputs, or the very same view") {
+    std::vector<float> memory(32);
+    const tensor_view<float> a(memory.data(), 2, 4, 8), right(memory.data() + 4, 2, 4, 8),
+        shifted(memory.data() + 1, 2, 4, 8), denser(memory.data(), 2, 4);
+    CHECK(sluice::apart(a, right));
+    CHECK_FALSE(sluice::apart(a, right, a));
+    CHECK(sluice::apart_or_same(a, a, right));
+    CHECK_FALSE(sluice::apart_or_same(a, shifted));
+    CHECK_FALSE(sluice::apart_or_same(a, a, denser));
 }
 
 TEST_CASE("empty and null views overlap nothing") {
@@ -152,6 +197,7 @@ TEST_CASE("empty and null views overlap nothing") {
     CHECK_FALSE(sluice::overlap(a, tensor_view<float>(memory.data() + 1, 0, 4)));
     CHECK_FALSE(sluice::overlap(tensor_view<float>(memory.data() + 1, 4, 0), a));
     CHECK_FALSE(sluice::overlap(a, tensor_view<float>(nullptr, 2, 4)));
+    CHECK(sluice::apart_or_same(tensor_view<float>(), tensor_view<float>(), a));
 }
 
 TEST_CASE("fill writes every element of a view and nothing between its rows") {

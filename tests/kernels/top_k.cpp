@@ -1,5 +1,6 @@
 #include "support/archs.hpp"
 #include "support/catch.hpp"
+#include "support/float_modes.hpp"
 
 #include <sluice/core/random.hpp>
 #include <sluice/kernels/top_k.hpp>
@@ -78,6 +79,32 @@ TEMPLATE_TEST_CASE("top_k: picks what a stable sort would", "", float_native, fl
                 std::sort(want.begin(), want.end());
                 REQUIRE(got == want);
             }
+}
+
+// Where subnormal numbers are taken for zero they are equal to it.
+TEMPLATE_TEST_CASE("top_k: picks the same in other floating-point modes", "", float_native, float_scalar,
+                   double_native, double_scalar) {
+    using T = typename TestType::scalar;
+    using Arch = typename TestType::arch;
+    std::uint64_t seed = 0;
+    for (kind k : {kind::normal, kind::ties, kind::with_nan, kind::special})
+        for (idx n : {1, 8, 17, 64, 257, 600})
+            for (idx count : {idx{1}, idx{8}, idx{32}, n / 2, n})
+                for (const auto& mode : float_modes) {
+                    if (count > n) continue;
+                    const std::vector<T> x = make_row<T>(n, k, sluice::random_source(++seed));
+                    std::vector<T> seen = x;
+                    for (T& v : seen)
+                        if (mode.flush && std::fpclassify(v) == FP_SUBNORMAL) v = 0;
+                    std::vector<std::int32_t> want = sorted_indices(seen),
+                                              got(static_cast<std::size_t>(count));
+                    want.resize(got.size());
+                    in_float_mode(mode, [&] {
+                        sluice::kernels::top_k{}(Arch{}, x.data(), n, count, true, got.data());
+                    });
+                    CAPTURE(n, count, static_cast<int>(k), mode.name);
+                    REQUIRE(got == want);
+                }
 }
 
 TEST_CASE("top_k: rows of nothing but NaN, or of one value, give the first k") {

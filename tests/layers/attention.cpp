@@ -2,10 +2,12 @@
 #include "support/reference_of.hpp"
 
 using namespace sluice::test;
+using sluice::arena;
 using sluice::attention_config;
 using sluice::batch;
 using sluice::idx;
 using sluice::in;
+using sluice::limits;
 using sluice::tensor_view;
 
 namespace {
@@ -432,4 +434,47 @@ TEMPLATE_TEST_CASE("packed weights stream with the bits of plain ones", "", floa
     layer.decode(sluice::batch::one(1, 29), x.view().row_block(29, 1), y.view().row_block(29, 1), state,
                  workspace);
     for (idx i = 0; i < y.size(); ++i) REQUIRE(y.data()[i] == all.data()[i]);
+}
+
+// Sizes that a file may hold: their products must not wrap round to something small.
+TEST_CASE("heads that multiply out of range are refused before anything is bound") {
+    constexpr idx big = idx{1} << 32, most = std::numeric_limits<idx>::max();
+    auto refused = [](const attention_config& c) {
+        arena dry;
+        CHECK_THROWS_AS(sluice::attention_params<float>::bind(dry, c), sluice::config_error);
+        CHECK_THROWS_AS(sluice::attention<float>(c, sluice::attention_params<float>{}), sluice::config_error);
+    };
+    refused({.d_model = 4, .n_heads = big, .n_kv_heads = 1, .head_dim = big});
+    refused({.d_model = 4, .n_heads = big, .n_kv_heads = big, .head_dim = 2 * big});
+    refused({.d_model = 4, .n_heads = 2, .n_kv_heads = 2, .head_dim = idx{1} << 62});
+    refused({.d_model = big, .n_heads = 1, .n_kv_heads = 1, .head_dim = big});
+    refused({.d_model = most, .n_heads = most, .n_kv_heads = 1, .head_dim = most});
+    refused({.d_model = 4, .n_heads = -1, .n_kv_heads = -1, .head_dim = most});
+}
+
+// The largest weights that bind lets through, without their memory: no size on the way is out of range.
+TEST_CASE("absurd sizes that are still a layer are refused by bytes, or counted") {
+    constexpr idx wide = arena::most_elements;
+    for (const attention_config& c :
+         {attention_config{.d_model = 1, .n_heads = 1, .n_kv_heads = 1, .head_dim = wide},
+          {.d_model = 1, .n_heads = wide, .n_kv_heads = wide, .head_dim = 1},
+          {.d_model = wide, .n_heads = 1, .n_kv_heads = 1, .head_dim = 1},
+          {.d_model = 1, .n_heads = 1, .n_kv_heads = 1, .head_dim = wide, .window = idx{1} << 60}}) {
+        arena dry;
+        attention_config config = c;
+        config.rotary.pairs = sluice::rotary_pairs::none;
+        const sluice::attention<float> layer(config, sluice::attention_params<float>::bind(dry, config));
+        for (const limits& most : {limits{},
+                                   {.max_tokens = 1},
+                                   {.max_tokens = 1, .n_sequences = idx{1} << 40},
+                                   {.max_rows = idx{1} << 40, .workers = 1 << 20},
+                                   {.max_tokens = idx{1} << 40, .max_rows = idx{1} << 40}}) {
+            try {
+                const auto need = layer.bytes(most);
+                const double queries = static_cast<double>(c.n_heads) * static_cast<double>(c.head_dim);
+                CHECK(static_cast<double>(need.workspace) >= queries * static_cast<double>(most.max_rows));
+            } catch (const sluice::error&) {
+            }
+        }
+    }
 }

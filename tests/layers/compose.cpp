@@ -235,3 +235,47 @@ TEST_CASE("names, initial weights and work of the parts") {
     CHECK(layer.flops(5, 2) == 2 * layer.at(0).flops(5, 2));
     CHECK(layer.at(0).flops(5, 2) == 2.0 * 5 * (4 * 12 + 9) + 4.0 * (3 + 4 + 5 + 6 + 7) * 4);
 }
+
+namespace {
+
+// The least that composes: no backward, and nothing said about training.
+struct plain_layer {
+    using scalar = float;
+    using arch = sluice::simd::native;
+    using config_type = sluice::linear_config;
+    using params_type = sluice::linear_params<const float>;
+    using grad_type = sluice::linear_params<float>;
+    using state_type = sluice::no_state;
+    plain_layer(const config_type& c, const params_type&) : config_(c) {}
+    config_type config() const { return config_; }
+    idx d_in() const { return config_.d_in; }
+    idx d_out() const { return config_.d_in; }
+    void forward(const batch&, in<float> x, tensor_view<float> y, arena*, arena&, executor_ref ex) const {
+        sluice::copy<float>(x, y, ex);
+    }
+    sluice::no_state bind_state(arena&, const sluice::limits&) const { return {}; }
+    void extend(const batch& b, in<float> x, tensor_view<float> y, sluice::no_state&, arena& workspace,
+                executor_ref ex) const {
+        forward(b, x, y, nullptr, workspace, ex);
+    }
+
+private:
+    config_type config_;
+};
+
+} // namespace
+
+TEST_CASE("a layer without backward composes to what is not trained") {
+    using model = sluice::stack<sluice::chain<sluice::residual<plain_layer>, plain_layer>>;
+    static_assert(sluice::layer<model> && !sluice::trainable_layer<model>);
+    const model::config_type config{.n_layers = 2,
+                                    .layer = {{.d_in = 1, .d_out = 1}, {.d_in = 1, .d_out = 1}}};
+    const sluice::owned_params<model::params_type> none(config);
+    const model m(config, none.view);
+    const float x = 1;
+    float y = 0;
+    arena workspace(m.bytes({}).workspace);
+    CHECK(m.bytes({}).tape == 0);
+    m.forward(batch::one(1), {&x, 1, 1}, {&y, 1, 1}, nullptr, workspace);
+    CHECK(y == 4);
+}

@@ -297,3 +297,12 @@ TEST_CASE("a tied table is visited once") {
     CHECK(two.view.table(0, 0) / 0.3F != two.view.head(0, 0) / 0.02F); // drawn apart
     CHECK(sluice::embedding<float>(tied, one.view).flops(3) == 2.0 * 3 * 91);
 }
+
+TEST_CASE("a vocabulary that multiplies out of range is refused before anything is bound") {
+    constexpr idx big = idx{1} << 32, most = std::numeric_limits<idx>::max();
+    for (const auto& [v, d] : {std::pair<idx, idx>{big, big}, {most, 2}, {2, most}, {most, most}, {-1, 4}}) {
+        arena dry;
+        CHECK_THROWS_AS(sluice::embedding_params<float>::bind(dry, {.vocabulary = v, .d_model = d}),
+                        sluice::config_error);
+    }
+}

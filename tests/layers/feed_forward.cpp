@@ -4,6 +4,7 @@
 #include <sluice/layers/feed_forward.hpp>
 
 using namespace sluice::test;
+using sluice::arena;
 using sluice::batch;
 using sluice::config_error;
 using sluice::feed_forward_config;
@@ -117,5 +118,14 @@ TEST_CASE("large values saturate and do not turn into NaN") {
         layer.backward(batch::one(1), x, x, dx, tape, grad.view, workspace);
         CHECK(std::isfinite(dx(0, 0)));
         CHECK(dx(0, 1) == 0);
+    }
+}
+
+TEST_CASE("widths that multiply out of range are refused before anything is bound") {
+    constexpr idx big = idx{1} << 32, most = std::numeric_limits<idx>::max();
+    for (const auto& [d, f] : {std::pair<idx, idx>{big, big}, {most, 2}, {2, most}, {most, most}, {-1, 4}}) {
+        arena dry;
+        CHECK_THROWS_AS(sluice::feed_forward_params<float>::bind(dry, {.d_model = d, .d_ff = f}),
+                        config_error);
     }
 }

@@ -42,15 +42,18 @@ enum class mistake {
     asks_for_more_tape,
     writes_before_it_takes,
     finds_a_small_tape_late,
+    adds_before_it_takes,
     accepts_any_weights,
     accepts_any_arguments,
     accepts_any_gradients,
+    writes_before_it_reads,
     accepts_any_limits,
     accepts_any_batch,
     forgets_when_full,
     spreads_nan,
     reads_beyond,
-    shares_memory_of_calls
+    shares_memory_of_calls,
+    depends_on_rounding
 };
 mistake made = mistake::none;
 
@@ -106,6 +109,7 @@ public:
         const bool real = !ex.dry() && b.n_tokens > 0;
         if (made == mistake::refuses_nothing_to_do && b.n_tokens == 0) throw sluice::error("nothing to do");
         if (made == mistake::writes_before_it_takes && real) y(0, 0) = 1;
+        if (made == mistake::writes_before_it_reads && real) fill(y, T(0));
         if (made == mistake::allocates)
             sink = std::vector<T>(static_cast<std::size_t>(b.n_tokens) + 1).size();
         const T* old = workspace.take<T>(1);
@@ -123,6 +127,7 @@ public:
         for (idx i = 0; made == mistake::sees_the_future && i < last; ++i) y(i, 0) += T(1e-6) * x(i + 1, 0);
         if (made == mistake::depends_on_workers && ex.concurrency() == 3)
             y(0, 0) = std::nextafter(y(0, 0), T(9));
+        if (made == mistake::depends_on_rounding && std::fegetround() != FE_TONEAREST) y(0, 0) += T(1e-9);
         if (made == mistake::spreads_nan) y(0, 0) += 0 * x(last / 2, 0);
         if (made == mistake::reads_beyond) sink = static_cast<const volatile T*>(x.row(last))[d_in()] > 0;
         if (made == mistake::shares_memory_of_calls && meets_another_thread()) y(0, 0) += 1;
@@ -135,6 +140,7 @@ public:
             dy = dy.row_block(0, n).col_block(0, d_out()), dx = dx.row_block(0, n).col_block(0, d_in());
         grad_type mine = grad;
         if (made == mistake::overwrites_gradients && !ex.dry()) sluice::zero(mine);
+        if (made == mistake::adds_before_it_takes && !ex.dry()) grad.w_k(0, 0) += T(1);
         inner_.backward(b, x, dy, dx, tape, grad, workspace, ex);
         if (ex.dry() || n == 0) return;
         if (made == mistake::wrong_dx) dx(n - 1, 0) += T(1e-4);
@@ -252,15 +258,18 @@ SLUICE_NOTICES(asks_for_more_workspace, takes_the_memory_it_says)
 SLUICE_NOTICES(asks_for_more_tape, takes_the_memory_it_says)
 SLUICE_NOTICES(writes_before_it_takes, too_little_memory_is_refused_before_output)
 SLUICE_NOTICES(finds_a_small_tape_late, too_little_memory_is_refused_before_output)
+SLUICE_NOTICES(adds_before_it_takes, too_little_memory_is_refused_before_output)
 SLUICE_NOTICES(accepts_any_weights, wrong_shapes_are_named)
 SLUICE_NOTICES(accepts_any_arguments, wrong_arguments_are_named)
 SLUICE_NOTICES(accepts_any_gradients, wrong_gradient_arguments_are_named)
+SLUICE_NOTICES(writes_before_it_reads, overlapping_outputs_are_noticed_or_harmless)
 SLUICE_NOTICES(accepts_any_limits, absurd_limits_are_refused)
 SLUICE_NOTICES(accepts_any_batch, bad_batches_are_refused)
 SLUICE_NOTICES(forgets_when_full, states_refuse_what_they_cannot_hold)
 SLUICE_NOTICES(never_truncates, states_refuse_what_they_cannot_hold)
 SLUICE_NOTICES(spreads_nan, no_value_leaves_its_sequence)
 SLUICE_NOTICES(shares_memory_of_calls, two_threads_may_call_one_layer)
+SLUICE_NOTICES(depends_on_rounding, other_float_modes_change_little)
 
 TEST_CASE("notices a wrong reference that is right: a_wrong_reference_is_noticed", "[!shouldfail]") {
     layer_suite<right_wrong_reference, double_native>::a_wrong_reference_is_noticed();

@@ -220,3 +220,14 @@ TEST_CASE("activate: allocates nothing") {
     for (executor_ref ex : {executor_ref(), executor_ref(pool)})
         CHECK(allocations_of([&] { data.run<sluice::simd::native>(ex); }) == 0);
 }
+
+TEST_CASE("activate: an output that overlaps an input is noticed") {
+    shifted_views<float> m(4);
+    const tensor_view<float> a = m.first(), b = m.shifted(), c = m.apart();
+    const auto kind = activation::silu;
+    CHECK(overlap_is_noticed([&] { activate(kind, a, {}, b, {}); }));
+    CHECK(overlap_is_noticed([&] { activate(kind, c, a, b, {}); }));
+    CHECK(overlap_is_noticed([&] { activate_backward(kind, a, {}, c, b, {}, {}); }));
+    CHECK(overlap_is_noticed([&] { activate_backward(kind, c, c, a, b, c, {}); }));
+    CHECK(overlap_is_noticed([&] { activate_backward(kind, a, c, a, a, a, {}); }));
+}

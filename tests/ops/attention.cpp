@@ -740,7 +740,7 @@ TEST_CASE("attend: shapes that do not fit are named") {
         attend_backward<native, float>(b, s, q, k_, v_, y_, lse_, dy, causal_attention{}, dq, dk, dv,
                                        data.workspace(), {});
     };
-    CHECK_NOTHROW(backward(k, v, y, lse, q, q, k, v));
+    CHECK_NOTHROW(backward(k, v, y, lse, q, data.dq.view(), data.dk.view(), data.dv.view()));
     CHECK_THROWS_WITH(backward(wrong, v, y, lse, q, q, k, v), "attention: k must be 3 x 8, is 2 x 5");
     CHECK_THROWS_WITH(backward(k, wrong, y, lse, q, q, k, v), "attention: v must be 3 x 8, is 2 x 5");
     CHECK_THROWS_WITH(backward(k, v, wrong, lse, q, q, k, v), "attention: y must be 3 x 16, is 2 x 5");
@@ -749,4 +749,25 @@ TEST_CASE("attend: shapes that do not fit are named") {
     CHECK_THROWS_WITH(backward(k, v, y, lse, q, wrong, k, v), "attention: dq must be 3 x 16, is 2 x 5");
     CHECK_THROWS_WITH(backward(k, v, y, lse, q, q, wrong, v), "attention: dk must be 3 x 8, is 2 x 5");
     CHECK_THROWS_WITH(backward(k, v, y, lse, q, q, k, wrong), "attention: dv must be 3 x 8, is 2 x 5");
+}
+
+TEST_CASE("attention: an output that overlaps an input is noticed") {
+    shifted_views<float> m(4), spare(4), other(4);
+    const tensor_view<float> a = m.first(), b = m.shifted(), c = m.apart(), d = spare.first(),
+                             e = spare.apart();
+    const attention_shape s{.n_heads = 2, .n_kv_heads = 2, .head_dim = 2};
+    const tensor_view<float> lse(other.memory.data(), 4, 2);
+    const batch rows = batch::one(4);
+    arena workspace(1 << 20);
+    CHECK(overlap_is_noticed([&] {
+        attend(rows, s, a, packed_keys<float>{&rows, c, c}, causal_attention{}, b, lse, workspace, {});
+    }));
+    auto backward = [&](tensor_view<float> dq, tensor_view<float> dk, tensor_view<float> dv) {
+        return overlap_is_noticed([&] {
+            attend_backward(rows, s, a, c, c, c, lse, c, causal_attention{}, dq, dk, dv, workspace, {});
+        });
+    };
+    CHECK((backward(b, d, e) && backward(d, b, e) && backward(d, e, b)));
+    CHECK((backward(d, d, e) && backward(d, e, e) && backward(d, e, d) && backward(c, d, e)));
+    CHECK_FALSE(backward(d, e, other.apart()));
 }

@@ -234,3 +234,12 @@ TEST_CASE("cross_entropy: allocates nothing") {
     for (executor_ref ex : {executor_ref(), executor_ref(pool)})
         CHECK(allocations_of([&] { data.run<sluice::simd::native>(ex); }) == 0);
 }
+
+TEST_CASE("cross_entropy: a gradient that overlaps the logits is noticed") {
+    shifted_views<float> m(4);
+    const std::vector<token_id> targets(4, 1);
+    CHECK(overlap_is_noticed(
+        [&] { cross_entropy_backward(m.first(), targets, m.apart().row_block(0, 1), 1, m.shifted(), {}); }));
+    CHECK(overlap_is_noticed(
+        [&] { cross_entropy_backward(m.apart(), targets, m.first().row_block(0, 1), 1, m.first(), {}); }));
+}

@@ -161,3 +161,12 @@ TEST_CASE("support: executors visit each index once, with workers they have") {
         }
     });
 }
+
+TEST_CASE("add, add_rows and copy: an output that overlaps an input is noticed") {
+    shifted_views<float> m(4);
+    const tensor_view<float> a = m.first(), b = m.shifted(), c = m.apart();
+    CHECK(overlap_is_noticed([&] { add(a, c, b, {}); }));
+    CHECK(overlap_is_noticed([&] { add(c, a, b, {}); }));
+    CHECK(overlap_is_noticed([&] { sluice::add_rows(a, a.row_block(1, 1), {}); }));
+    CHECK(overlap_is_noticed([&] { sluice::copy(a, b, {}); }));
+}

@@ -163,3 +163,10 @@ TEST_CASE("embed: allocates nothing") {
                   embed_backward<sluice::simd::native, float>(some_ids, y, table.view(), ex);
               }) == 0);
 }
+
+TEST_CASE("embed: an output that overlaps the table is noticed") {
+    shifted_views<float> m(4);
+    const std::vector<token_id> ids(4, 1);
+    CHECK(overlap_is_noticed([&] { embed(ids, m.first(), m.shifted(), {}); }));
+    CHECK(overlap_is_noticed([&] { embed_backward(ids, m.first(), m.shifted(), {}); }));
+}

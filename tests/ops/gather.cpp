@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/check.hpp"
 #include "support/executors.hpp"
 
 #include <sluice/core/random.hpp>
@@ -39,4 +40,11 @@ TEST_CASE("gather: rows outside are refused and nothing is written") {
     REQUIRE_THROWS_AS(sluice::gather(x, three, y.view(), {}), sluice::config_error);
     REQUIRE_THROWS_AS(sluice::gather_sum(x, three, y.view(), {}), sluice::config_error);
     for (idx i = 0; i < y.size(); ++i) CHECK(y.data()[i] == 0.0F);
+}
+
+TEST_CASE("gather: an output that overlaps the input is noticed") {
+    shifted_views<float> m(4);
+    const std::vector<std::int32_t> rows(4, 1);
+    CHECK(overlap_is_noticed([&] { sluice::gather(m.first(), rows, m.shifted(), {}); }));
+    CHECK(overlap_is_noticed([&] { sluice::gather_sum(m.first(), rows, m.shifted(), {}); }));
 }

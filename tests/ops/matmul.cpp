@@ -414,3 +414,26 @@ TEST_CASE("matmul: allocates nothing") {
         CHECK(made == 0);
     }
 }
+
+TEST_CASE("matmul: an output that overlaps an input is noticed") {
+    shifted_views<float> m(4);
+    const tensor_view<float> a = m.first(), b = m.shifted(), c = m.apart();
+    const sluice::gated_weights<const float> gates{.gate = c, .up = c};
+    arena workspace(1 << 20);
+    auto run = [&](tensor_view<float> x, tensor_view<float> w, tensor_view<float> y,
+                   const matmul_options<float>& o = {}) {
+        return overlap_is_noticed([&] { matmul<sluice::simd::native, float>(x, w, y, o, workspace, {}); });
+    };
+    CHECK((run(a, c, b) && run(a, c, a) && run(c, a, b) && run(c, c, a, {.residual = b})));
+    CHECK(run(c, c, a, {.bias = a.row_block(2, 1)}));
+    CHECK_FALSE((run(c, c, a) || run(c, c, a, {.residual = a})));
+    CHECK(overlap_is_noticed(
+        [&] { sluice::matmul_gated<sluice::simd::native, float>(c, gates, a, b, a, workspace, {}); }));
+    CHECK(overlap_is_noticed([&] {
+        sluice::matmul_gated<sluice::simd::native, float>(c, gates, a, m.apart(), a, workspace, {});
+    }));
+    CHECK(overlap_is_noticed([&] { matmul_dx(a, c, b, false, workspace, {}); }));
+    CHECK(overlap_is_noticed([&] { matmul_dx(c, a, b, true, workspace, {}); }));
+    CHECK(overlap_is_noticed([&] { matmul_dw(a, c, b, workspace, {}); }));
+    CHECK(overlap_is_noticed([&] { matmul_dw(c, a, b, workspace, {}); }));
+}

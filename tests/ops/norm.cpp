@@ -295,3 +295,13 @@ TEST_CASE("norm: allocates nothing") {
                   data.backward<sluice::simd::native>(ex);
               }) == 0);
 }
+
+TEST_CASE("norm: an output that overlaps an input is noticed") {
+    shifted_views<float> m(4);
+    std::vector<float> other(4);
+    const tensor_view<float> a = m.first(), b = m.shifted(), c = m.apart(), v(other.data(), 1, 4);
+    CHECK(overlap_is_noticed([&] { normalise(a, v, {}, b, v, {}, 0.1F, {}); }));
+    CHECK(overlap_is_noticed([&] { normalise(c, a.row_block(0, 1), {}, a, v, {}, 0.1F, {}); }));
+    CHECK(overlap_is_noticed([&] { normalise_backward(c, v, v, {}, a, b, v, {}, {}); }));
+    CHECK(overlap_is_noticed([&] { normalise_backward(a, v, v, {}, c, a, v, {}, {}); }));
+}

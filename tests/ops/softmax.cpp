@@ -174,3 +174,10 @@ TEST_CASE("softmax: allocates nothing") {
     for (executor_ref ex : {executor_ref(), executor_ref(pool)})
         CHECK(allocations_of([&] { data.run<sluice::simd::native>(ex); }) == 0);
 }
+
+TEST_CASE("softmax: an output that overlaps an input is noticed") {
+    shifted_views<float> m(4);
+    CHECK(overlap_is_noticed([&] { softmax(m.first(), m.shifted(), {}); }));
+    CHECK(overlap_is_noticed([&] { softmax_backward(m.apart(), m.first(), m.shifted(), {}); }));
+    CHECK(overlap_is_noticed([&] { softmax_backward(m.first(), m.apart(), m.first(), {}); }));
+}

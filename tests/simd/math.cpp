@@ -1,6 +1,7 @@
 #include "support/archs.hpp"
 #include "support/catch.hpp"
 #include "support/check.hpp"
+#include "support/float_modes.hpp"
 #include "support/random_data.hpp"
 
 #include <sluice/simd/math.hpp>
@@ -295,4 +296,60 @@ TEMPLATE_TEST_CASE("math: rsqrt", "", float_native, float_scalar, double_native,
     CHECK(at<P>(f, std::numeric_limits<T>::infinity()) == 0);
     CHECK(at<P>(f, T(0)) == std::numeric_limits<T>::infinity());
     CHECK(at<P>(f, -T(0)) == -std::numeric_limits<T>::infinity());
+}
+
+// Errors in units of the last place of the result, or of 1 where that is larger.
+TEMPLATE_TEST_CASE("math: in other floating-point modes", "", float_native, float_scalar, double_native,
+                   double_scalar) {
+    using T = typename TestType::scalar;
+    using P = pack<T, typename TestType::arch>;
+    using W = wide<T>;
+    constexpr auto lanes = static_cast<std::size_t>(P::size);
+    constexpr T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+    T x[lanes], y[lanes];
+    auto check = [&](const std::string& name, auto&& f, auto&& reference, T at_zero, T at_infinity,
+                     T at_minus_infinity) {
+        for (const auto& mode : float_modes) {
+            INFO(name << ", " << mode.name);
+            auto run = [&] { in_float_mode(mode, [&] { f(P::load(x)).store(y); }); };
+            for (const auto& [from, to] :
+                 {std::pair<T, T>{0, at_zero}, {inf, at_infinity}, {-inf, at_minus_infinity}, {nan, nan}}) {
+                std::fill_n(x, lanes, from);
+                run();
+                for (T v : y)
+                    if (!(v == to || std::abs(v - to) < T(1e-6) || (std::isnan(v) && std::isnan(to))))
+                        FAIL(number_text(from) << " gives " << number_text(v));
+            }
+            double worst = 0;
+            for (std::uint64_t i = 0; i + lanes <= n_numbers<T> / 40; i += lanes) {
+                for (std::size_t j = 0; j < lanes; ++j) x[j] = nth_number<T>(i * 37 + j);
+                run();
+                for (std::size_t j = 0; j < lanes; ++j) {
+                    const W r = reference(static_cast<W>(x[j]));
+                    if (std::fpclassify(x[j]) == FP_SUBNORMAL ||
+                        std::abs(r) > W(std::numeric_limits<T>::max()))
+                        continue;
+                    if (std::isnan(r) != std::isnan(y[j]))
+                        FAIL(number_text(x[j]) << " gives " << number_text(y[j]));
+                    if (std::isfinite(r))
+                        worst = std::max(worst, ulps<T>(y[j], r, std::max(std::abs(r), W(1))));
+                }
+            }
+            CHECK(worst < (mode.rounding == FE_TONEAREST ? 4 : sizeof(T) == 4 ? 200 : 600));
+        }
+    };
+    check(
+        "exp", [](P v) { return exp(v); }, [](W v) { return std::exp(v); }, 1, inf, 0);
+    check(
+        "sigmoid", [](P v) { return sigmoid(v); }, plain_sigmoid<W>, T(0.5), 1, 0);
+    check(
+        "silu", [](P v) { return silu(v); }, [](W v) { return times(v, plain_sigmoid(v)); }, 0, inf, 0);
+    check(
+        "gelu", [](P v) { return gelu(v); }, [](W v) { return times(v, plain_cdf(v)); }, 0, inf, 0);
+    check(
+        "tanh", [](P v) { return tanh(v); }, [](W v) { return std::tanh(v); }, 0, 1, -1);
+    check(
+        "erf", [](P v) { return erf(v); }, [](W v) { return std::erf(v); }, 0, 1, -1);
+    check(
+        "rsqrt", [](P v) { return rsqrt(v); }, [](W v) { return 1 / std::sqrt(v); }, inf, 0, nan);
 }

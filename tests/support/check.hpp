@@ -187,4 +187,29 @@ std::string wrong_gradient(F&& f, const tensor_view<double>& x, const tensor_vie
     return most > 1e-3 ? "" : "meaningless: all slopes are near zero";
 }
 
+// Whether f() ends in the assertion that an output is apart from its inputs.
+template <class F>
+bool overlap_is_noticed(F&& f) {
+    try {
+        f();
+    } catch (const error& e) {
+        return std::string_view(e.what()).find("apart") != std::string_view::npos;
+    }
+    return false;
+}
+
+// Memory of square views of n, and two that share all but a row of each.
+template <class T>
+struct shifted_views {
+    explicit shifted_views(idx n) : memory(static_cast<std::size_t>(3 * n * n)), n_(n) {}
+    tensor_view<T> first() { return {memory.data(), n_, n_}; }
+    tensor_view<T> shifted() { return {memory.data() + n_, n_, n_}; }
+    tensor_view<T> apart() { return {memory.data() + 2 * n_ * n_, n_, n_}; }
+
+    std::vector<T> memory;
+
+private:
+    idx n_;
+};
+
 } // namespace sluice::test

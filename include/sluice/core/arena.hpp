@@ -18,6 +18,8 @@ namespace sluice {
 class arena {
 public:
     static constexpr std::size_t alignment = 64; // a cache line, and the widest register
+    // Of a matrix: more than any memory holds, and small enough for what is computed from sizes.
+    static constexpr idx most_elements = std::numeric_limits<idx>::max() >> (sizeof(idx) == 8 ? 15 : 2);
 
     arena() = default;                                                          // dry: counts only
     explicit arena(std::size_t bytes) : owned_(allocate(bytes)) { own(bytes); } // owns zeroed memory
@@ -63,7 +65,8 @@ public:
     }
     template <class T>
     tensor_view<T> take(idx rows, idx cols) {
-        if (rows < 0 || cols < 0 || (cols > 0 && rows > std::numeric_limits<idx>::max() / cols))
+        if (rows < 0 || cols < 0 || rows > most_elements || cols > most_elements ||
+            (cols > 0 && rows > most_elements / cols))
             SLUICE_THROW(config_error("arena: " + shape_text(rows, cols) + " is no shape"));
         if constexpr (requires { tensor_view<T>::elements(rows, cols); }) // a storage type with its own order
             return {take<typename tensor_view<T>::element>(tensor_view<T>::elements(rows, cols)), rows, cols};

@@ -8,6 +8,7 @@
 #include "types.hpp"
 
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -74,6 +75,14 @@ namespace sluice {
 // The one-line checks of constructors and of arguments. `layer` and `what` name the place.
 inline void require(bool holds, std::string_view layer, std::string_view what) {
     if (!holds) SLUICE_THROW(config_error(std::string(layer) + ": " + std::string(what)));
+}
+
+// a * b where both come from outside, a config for example: config_error where that is out of range. Configs
+// are multiplied before any layer has looked at them.
+inline idx size_product(idx a, idx b) {
+    if (a < 0 || b < 0 || (b > 0 && a > std::numeric_limits<idx>::max() / b))
+        SLUICE_THROW(config_error(std::to_string(a) + " times " + std::to_string(b) + " is no size"));
+    return a * b;
 }
 
 inline void require_positive(idx value, std::string_view layer, std::string_view name) {

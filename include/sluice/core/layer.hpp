@@ -31,18 +31,17 @@ struct limits {
 // Throws config_error for a value that no caller can mean; sizes computed from the others cannot overflow
 // unnoticed.
 inline void check_limits(const limits& most) {
-    auto check = [](idx value, idx least, std::string_view name) {
-        constexpr idx largest = idx{1} << 40;
-        if (value < least || value > largest)
+    auto check = [](idx value, idx least, std::string_view name, int bits = 40) {
+        if (value < least || value > idx{1} << bits)
             SLUICE_THROW(config_error("limits: " + std::string(name) + " must be " + std::to_string(least) +
-                                      " to 2^40, is " + std::to_string(value)));
+                                      " to 2^" + std::to_string(bits) + ", is " + std::to_string(value)));
     };
     check(most.max_tokens, 0, "max_tokens");
     check(most.max_rows, 1, "max_rows");
     check(most.n_sequences, 1, "n_sequences");
     check(most.max_rollback, 0, "max_rollback");
-    check(most.workers, 1, "workers");
-    check(most.copies, 1, "copies");
+    check(most.workers, 1, "workers", 20);
+    check(most.copies, 1, "copies", 20);
 }
 
 struct sizes {
@@ -51,14 +50,21 @@ struct sizes {
     std::size_t tape = 0;      // bytes that one forward call pushes for backward
 };
 
-// Whether a layer can be trained as it stands: its weights are stored in the type it computes in. A layer
-// with smaller weights says `trainable = false`.
+template <class L>
+concept has_backward = requires(const L& l, const batch& b, in<typename L::scalar> x,
+                                tensor_view<typename L::scalar> dx, arena& tape,
+                                const typename L::grad_type& grad, arena& workspace, executor_ref ex) {
+    l.backward(b, x, x, dx, tape, grad, workspace, ex);
+};
+
+// Whether a layer can be trained as it stands: it has a backward, and its weights are stored in the type it
+// computes in. A layer with smaller weights says `trainable = false`.
 template <class L>
 constexpr bool is_trainable = [] {
     if constexpr (requires { L::trainable; })
         return static_cast<bool>(L::trainable);
     else
-        return true;
+        return has_backward<L>;
 }();
 
 // What a layer takes for calls of at most `most.max_rows` tokens, found by running its own code on arenas and
@@ -75,8 +81,7 @@ sizes layer_bytes(const L& layer, const limits& most) {
     b.copies = most.copies;
     const tensor_view<T> x(nullptr, b.rows(), layer.d_in()), y(nullptr, b.rows(), layer.d_out());
     layer.forward(b, x, y, nullptr, workspace, ex);
-    if constexpr (is_trainable<L> &&
-                  requires { layer.backward(b, x, y, x, tape, typename L::grad_type{}, workspace, ex); }) {
+    if constexpr (is_trainable<L> && has_backward<L>) {
         layer.forward(b, x, y, &tape, workspace, ex);
         result.tape = tape.bytes();
         arena grad_memory;
@@ -100,8 +105,8 @@ void rehearse(executor_ref ex, F&& call) {
     call(executor_ref(counting));
 }
 
-// The same for a call that pushes on a tape, which is left as it was: one too small is found before an output
-// is written.
+// The same for a call that pushes on a tape or pops from it, which is left as it was: one too small is found
+// before an output is written, and a workspace too small for backward before a gradient is added to.
 template <class F>
 void rehearse(executor_ref ex, arena* tape, F&& call) {
     if (tape == nullptr) return;
@@ -109,13 +114,15 @@ void rehearse(executor_ref ex, arena* tape, F&& call) {
     rehearse(ex, call);
 }
 
-// Throws config_error where a view of a backward call does not fit, before a gradient is added to.
+// Throws config_error where a view of a backward call does not fit, before a gradient is added to. dx may be
+// dy where the layer says so.
 template <class T>
 void check_backward(const batch& b, const tensor_view<const T>& x, const tensor_view<const T>& dy,
                     const tensor_view<T>& dx, idx d_in, idx d_out, std::string_view layer) {
     require_shape(x, b.rows(), d_in, layer, "x");
     require_shape(dy, b.rows(), d_out, layer, "dy");
     require_shape(dx, b.rows(), d_in, layer, "dx");
+    SLUICE_ASSERT(apart(dx, x) && apart_or_same(dx, dy));
 }
 
 // The state of a layer that needs none.
@@ -131,6 +138,8 @@ concept layer = std::is_trivially_copyable_v<L> &&
     typename L::config_type;
     typename L::params_type;
     { l.config() } -> std::convertible_to<typename L::config_type>;
+    { l.d_in() } -> std::convertible_to<idx>;
+    { l.d_out() } -> std::convertible_to<idx>;
     l.forward(b, x, y, tape, workspace, ex);
 };
 
@@ -144,11 +153,6 @@ concept streaming_layer = layer<L> &&
 };
 
 template <class L>
-concept trainable_layer = layer<L> && is_trainable<L> &&
-    requires(const L& l, const batch& b, in<typename L::scalar> x, in<typename L::scalar> dy,
-             tensor_view<typename L::scalar> dx, arena& tape, const typename L::grad_type& grad,
-             arena& workspace, executor_ref ex) {
-    l.backward(b, x, dy, dx, tape, grad, workspace, ex);
-};
+concept trainable_layer = layer<L> && is_trainable<L> && has_backward<L>;
 
 } // namespace sluice

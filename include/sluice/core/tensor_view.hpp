@@ -130,15 +130,38 @@ void fill(const tensor_view<T>& t, std::type_identity_t<T> value) {
     for (idx i = 0; i < t.rows(); ++i) std::fill_n(t.row(i), t.cols(), value);
 }
 
-// True when the two views share memory. Outputs must not overlap inputs unless a comment allows it.
+// True when the two views share an element. Columns side by side in one matrix share none.
 template <class A, class B>
 bool overlap(const tensor_view<A>& a, const tensor_view<B>& b) {
+    if (a.rows() > b.rows()) return overlap(b, a); // the walk below is over a's rows
     if (a.empty() || b.empty() || a.data() == nullptr || b.data() == nullptr) return false;
-    auto first = [](const auto& v) { return reinterpret_cast<std::uintptr_t>(v.data()); };
-    auto last = [](const auto& v) {
-        return reinterpret_cast<std::uintptr_t>(v.row(v.rows() - 1) + v.cols());
+    auto address = [](const auto* p) { return reinterpret_cast<std::uintptr_t>(p); };
+    const std::uintptr_t first = address(b.data()), last = address(b.row(b.rows() - 1) + b.cols());
+    const auto width = static_cast<std::uintptr_t>(b.cols()) * sizeof(B);
+    const auto stride = std::max(width, static_cast<std::uintptr_t>(b.row_stride()) * sizeof(B));
+    if (address(a.row(a.rows() - 1) + a.cols()) <= first || last <= address(a.data())) return false;
+    for (idx i = 0; i < a.rows(); ++i) {
+        const std::uintptr_t from = address(a.row(i)), to = address(a.row(i) + a.cols());
+        if (to <= first || last <= from) continue;
+        // the first of b's rows that ends behind `from`
+        const std::uintptr_t row =
+            from < first + width ? first : first + ((from - first - width) / stride + 1) * stride;
+        if (row < to) return true;
+    }
+    return false;
+}
+
+// Conditions of assertions: an output that may not overlap the inputs, and one that may also be an input.
+template <class A, class... B>
+bool apart(const tensor_view<A>& out, const tensor_view<B>&... ins) {
+    return (!overlap(out, ins) && ...);
+}
+template <class A, class... B>
+bool apart_or_same(const tensor_view<A>& out, const tensor_view<B>&... ins) {
+    auto same = [&](const auto& t) {
+        return t.data() == out.data() && (out.rows() <= 1 || t.row_stride() == out.row_stride());
     };
-    return first(a) < last(b) && first(b) < last(a);
+    return ((same(ins) || !overlap(out, ins)) && ...);
 }
 
 } // namespace sluice

@@ -34,11 +34,13 @@ using rotary_calls =
     simd::calls<simd::call<cos_sin_turns, const double*, T*, T*, idx>,
                 simd::call<rotate_row, T*, idx, idx, const T*, const T*, rotary_pairs, bool>>;
 
-// Nearest integer, halves to even, for |x| < 2^51.
+// Nearest integer for |x| < 2^51; halves to even, or to either side where the program rounds in another
+// direction: then the sum alone would be up to one off, and quarter turns taken for one another.
 template <class Arch>
 SLUICE_INLINE simd::pack<double, Arch> nearest(simd::pack<double, Arch> x) {
-    const simd::pack<double, Arch> magic(0x1.8p52);
-    return (x + magic) - magic;
+    using P = simd::pack<double, Arch>;
+    const P magic(0x1.8p52), n = (x + magic) - magic, rest = x - n;
+    return n + select(P(0.5) < rest, P(1), select(rest < P(-0.5), P(-1), P(0)));
 }
 
 template <class Arch, class T>

@@ -41,10 +41,11 @@ struct attention_params {
 
     static attention_params bind(arena& a, const attention_config& c) {
         attention_params p;
-        p.w_q = a.take<W>(c.n_heads * c.head_dim, c.d_model);
-        p.w_k = a.take<W>(c.n_kv_heads * c.head_dim, c.d_model);
-        p.w_v = a.take<W>(c.n_kv_heads * c.head_dim, c.d_model);
-        p.w_o = a.take<W>(c.d_model, c.n_heads * c.head_dim);
+        const idx q = size_product(c.n_heads, c.head_dim), kv = size_product(c.n_kv_heads, c.head_dim);
+        p.w_q = a.take<W>(q, c.d_model);
+        p.w_k = a.take<W>(kv, c.d_model);
+        p.w_v = a.take<W>(kv, c.d_model);
+        p.w_o = a.take<W>(c.d_model, q);
         if (c.norm == qk_norm::none) return p;
         p.q_norm = a.take<vector_type<W>>(1, c.head_dim);
         p.k_norm = a.take<vector_type<W>>(1, c.head_dim);
@@ -104,7 +105,7 @@ public:
                                           std::to_string(c.head_dim)));
             require(c.rotary.base > 0, "attention", "rotary base must be positive");
         }
-        const idx q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
+        const idx q = size_product(c.n_heads, c.head_dim), kv = size_product(c.n_kv_heads, c.head_dim);
         require_shape(params.w_q, q, c.d_model, "attention", "w_q");
         require_shape(params.w_k, kv, c.d_model, "attention", "w_k");
         require_shape(params.w_v, kv, c.d_model, "attention", "w_v");
@@ -241,6 +242,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_out(), "attention");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         const tensors t = pop(b.n_tokens, tape);
         const auto dheads = workspace.take<T>(b.n_tokens, t.y.cols());

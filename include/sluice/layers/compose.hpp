@@ -112,10 +112,12 @@ inline namespace SLUICE_ISA {
 
 template <class Layer>
 class residual {
+    static_assert(streaming_layer<Layer>, "sluice: residual takes a streaming_layer; see core/layer.hpp");
+
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
-    static constexpr bool trainable = Layer::trainable;
+    static constexpr bool trainable = is_trainable<Layer>;
     using T = scalar;
     using config_type = typename Layer::config_type;
     using params_type = typename Layer::params_type;
@@ -142,17 +144,20 @@ public:
     }
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
+        SLUICE_ASSERT(apart(y, x));
         change(b, x, y, tape, workspace, ex);
         add<arch>(x, y, y, ex);
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
+        SLUICE_ASSERT(apart(dx, dy));
         change_backward(b, x, dy, dx, tape, grad, workspace, ex);
         add<arch>(dx, dy, dx, ex);
     }
     state_type bind_state(arena& memory, const limits& most) const { return layer_.bind_state(memory, most); }
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
                 executor_ref ex = {}) const {
+        SLUICE_ASSERT(apart(y, x));
         layer_.extend(b, x, y, state, workspace, ex);
         add<arch>(x, y, y, ex);
     }
@@ -167,13 +172,15 @@ template <class... Layers>
 class chain {
     static constexpr idx n_layers = sizeof...(Layers);
     static_assert(n_layers > 0, "sluice: a chain needs at least one layer");
+    static_assert((streaming_layer<Layers> && ...),
+                  "sluice: chain takes streaming_layers; see core/layer.hpp");
     using layers_type = parts<Layers...>;
     using first_layer = std::remove_reference_t<decltype(get<0>(std::declval<layers_type&>()))>;
 
 public:
     using scalar = typename first_layer::scalar;
     using arch = typename first_layer::arch;
-    static constexpr bool trainable = (Layers::trainable && ...);
+    static constexpr bool trainable = (is_trainable<Layers> && ...);
     using T = scalar;
     using config_type = parts<typename Layers::config_type...>;
     using params_type = chain_params<typename Layers::params_type...>;
@@ -211,6 +218,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "chain");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers, b.rows(), d_in(), x, dy, dx, tape, workspace);
         [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -270,10 +278,12 @@ private:
 
 template <class Layer>
 class stack {
+    static_assert(streaming_layer<Layer>, "sluice: stack takes a streaming_layer; see core/layer.hpp");
+
 public:
     using scalar = typename Layer::scalar;
     using arch = typename Layer::arch;
-    static constexpr bool trainable = Layer::trainable;
+    static constexpr bool trainable = is_trainable<Layer>;
     using T = scalar;
     using config_type = stack_config<typename Layer::config_type>;
     using params_type = stack_params<typename Layer::params_type>;
@@ -313,6 +323,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "stack");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         relay_back<T> walk(n_layers(), b.rows(), d_in(), x, dy, dx, tape, workspace);
         for (idx i = n_layers() - 1; i >= 0; --i)

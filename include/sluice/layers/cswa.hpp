@@ -297,6 +297,9 @@ private:
                       arena& tape, const grad_type& grad, arena& workspace, executor_ref ex) const {
         check_call(b, wanted, x, dy);
         require_shape(dx, b.rows(), d_in(), "cswa", "dx");
+        SLUICE_ASSERT(apart(dx, x));
+        rehearse(ex, &tape,
+                 [&](executor_ref none) { run_backward(b, wanted, x, dy, dx, tape, grad, workspace, none); });
         const bool dry = ex.dry();
         const arena::scope scope(workspace);
         const batch& rows = wanted == nullptr ? b : wanted->to;

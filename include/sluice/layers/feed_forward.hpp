@@ -124,6 +124,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_out(), "feed_forward");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         const auto up = tape.pop<T>(b.rows(), config_.d_ff);
         const auto gate = config_.gated() ? tape.pop<T>(b.rows(), config_.d_ff) : tensor_view<T>();

@@ -49,10 +49,12 @@ inline namespace SLUICE_ISA {
 // Body: a layer from (n_tokens, d_model) to the same shape. W is the storage of embedding and norm.
 template <class Body, class W = typename Body::scalar>
 class language_model {
+    static_assert(streaming_layer<Body>, "sluice: the body is a streaming_layer; see core/layer.hpp");
+
 public:
     using scalar = typename Body::scalar;
     using arch = typename Body::arch;
-    static constexpr bool trainable = Body::trainable && std::is_same_v<std::remove_const_t<W>, scalar>;
+    static constexpr bool trainable = is_trainable<Body> && std::is_same_v<std::remove_const_t<W>, scalar>;
     using T = scalar;
     using config_type = language_model_config<typename Body::config_type>;
     using params_type =

@@ -72,9 +72,10 @@ public:
         require_shape(y, b.rows(), config_.d_out, "linear", "y");
         matmul<Arch>(x, params_.w, y, {.bias = params_.bias}, workspace, ex);
     }
-    void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena&, const grad_type& grad,
+    void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_out(), "linear");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         matmul_dx<Arch>(dy, params_.w, dx, false, workspace, ex);
         matmul_dw<Arch>(dy, x, grad.w, workspace, ex);
         if (config_.bias) add_rows<Arch>(dy, grad.bias, ex);

@@ -64,7 +64,7 @@ class token_repeat {
 public:
     using scalar = typename Body::scalar;
     using arch = typename Body::arch;
-    static constexpr bool trainable = Body::trainable;
+    static constexpr bool trainable = is_trainable<Body>;
     static constexpr bool takes_last = true; // extend may be asked for the last outputs alone
     using T = scalar;
     using config_type = token_repeat_config<typename Body::config_type>;
@@ -121,6 +121,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "token_repeat");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         const batch rows = repeated(b);
         const auto copies = workspace.take<T>(rows.rows(), d_in()),

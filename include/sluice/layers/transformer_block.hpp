@@ -79,6 +79,8 @@ inline namespace SLUICE_ISA {
 
 template <class Mixer, class FeedForward, class Norm>
 class basic_transformer_block {
+    static_assert(streaming_layer<Mixer> && streaming_layer<FeedForward> && layer<Norm>,
+                  "sluice: transformer_block takes streaming_layers; see core/layer.hpp");
     template <class L>
     using params_of = typename L::params_type;
     template <class L>
@@ -87,7 +89,7 @@ class basic_transformer_block {
 public:
     using scalar = typename Mixer::scalar;
     using arch = typename Mixer::arch;
-    static constexpr bool trainable = Mixer::trainable && FeedForward::trainable && Norm::trainable;
+    static constexpr bool trainable = is_trainable<Mixer> && is_trainable<FeedForward> && is_trainable<Norm>;
     // Whether there are forward_rows, backward_rows and extend_rows: then only attention sees other rows.
     static constexpr bool selects_rows =
         row_selecting<Mixer> && std::is_same_v<typename FeedForward::state_type, no_state>;
@@ -257,6 +259,9 @@ private:
         require_shape(x, n, d, "transformer_block", "x");
         require_shape(dy, m, d, "transformer_block", "dy");
         require_shape(dx, n, d, "transformer_block", "dx");
+        rehearse(ex, &tape, [&](executor_ref dry) {
+            run_backward(b, wanted, x, dy, dx, residual, tape, grad, workspace, dry);
+        });
         const arena::scope scope(workspace);
         const record kept = tape.pop_record<record>();
         const tensor_view<T> normed_x(kept.normed_x, n, d), h(kept.h, m, d), normed_h(kept.normed_h, m, d);

@@ -13,6 +13,7 @@ void activate(activation kind, in<T> x, in<T> up, tensor_view<T> y, executor_ref
     require_shape(y, x.rows(), x.cols(), "activate", "y");
     const bool gated = up.cols() > 0;
     if (gated) require_shape(up, x.rows(), x.cols(), "activate", "up");
+    SLUICE_ASSERT(apart_or_same(y, x, up));
     with_activation(kind, [&](auto k) {
         ex(x.rows(), [&](idx begin, idx end, idx) {
             for (idx i = begin; i < end; ++i)
@@ -33,6 +34,8 @@ void activate_backward(activation kind, in<T> x, in<T> up, in<T> dy, tensor_view
         require_shape(up, x.rows(), x.cols(), "activate_backward", "up");
         require_shape(dup, x.rows(), x.cols(), "activate_backward", "dup");
     }
+    SLUICE_ASSERT(apart_or_same(dx, dy, x) && apart_or_same(dup, up) && apart(dx, up) &&
+                  apart(dup, dy, x, dx));
     with_activation(kind, [&](auto k) {
         ex(x.rows(), [&](idx begin, idx end, idx) {
             for (idx i = begin; i < end; ++i)

@@ -106,12 +106,13 @@ void attend(const batch& b, const attention_shape& shape, in<T> q, const Sources
     detail::check_attention(shape, b, q.rows(), q.cols());
     require_shape(y, q.rows(), q.cols(), "attention", "y");
     if (!lse.empty()) require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
+    SLUICE_ASSERT(apart_or_same(y, q));
     const idx group = shape.group(), d = shape.head_dim;
     const idx block = detail::attention_block_tokens(group, b.rows());
     // whole registers, so that every worker's rows begin where registers do
     const idx scratch = round_up(kernels::attention_scratch<T, Arch>(block * group, d), panel_cols<T>);
     const arena::scope scope(workspace);
-    T* memory = workspace.take<T>(ex.concurrency() * scratch);
+    T* memory = workspace.take<T>(ex.concurrency(), scratch).data();
     // late blocks see most keys: hand them out first, so that workers end together
     idx most_blocks = 0;
     for (idx s = 0; s < b.n_sequences(); ++s)
@@ -165,11 +166,12 @@ void attend_backward(const batch& b, const attention_shape& shape, in<T> q, cons
     require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
     require_shape(dy, q.rows(), q.cols(), "attention", "dy");
     require_shape(dq, q.rows(), q.cols(), "attention", "dq");
+    SLUICE_ASSERT(apart(dq, q, y, dy));
     const idx group = shape.group(), d = shape.head_dim;
     const arena::scope scope(workspace);
     const auto delta = workspace.take<T>(b.rows(), shape.n_heads);
     const idx scratch = kernels::attention_backward_scratch<T, Arch>(d);
-    T* memory = workspace.take<T>(ex.concurrency() * scratch);
+    T* memory = workspace.take<T>(ex.concurrency(), scratch).data();
     ex(b.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)
             for (idx h = 0; h < shape.n_heads; ++h)

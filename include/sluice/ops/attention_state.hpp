@@ -22,7 +22,7 @@ struct key_rings {
         key_rings r;
         r.n_heads = n_heads;
         r.ring = ring;
-        r.k = a.take<T>(n_sequences * n_heads * (ring / key_tile) * head_dim, key_tile);
+        r.k = a.take<T>(size_product(n_sequences * n_heads * (ring / key_tile), head_dim), key_tile);
         r.v = a.take<T>(n_sequences * n_heads * ring, head_dim);
         return r;
     }

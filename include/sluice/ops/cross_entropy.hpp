@@ -47,6 +47,7 @@ void cross_entropy_backward(in<T> logits, std::span<const token_id> targets, in<
                             std::type_identity_t<T> weight, tensor_view<T> dlogits, executor_ref ex) {
     require_shape(dlogits, logits.rows(), logits.cols(), "cross_entropy_backward", "dlogits");
     require_shape(lse, 1, logits.rows(), "cross_entropy_backward", "lse");
+    SLUICE_ASSERT(apart_or_same(dlogits, logits) && apart(dlogits, lse));
     if (!ex.dry()) check_targets(targets, logits.rows(), logits.cols());
     ex(logits.rows(), [&](idx begin, idx end, idx) {
         simd::invoke(Arch{}, kernels::cross_entropy_dx{}, logits.row(begin), logits.row_stride(),

@@ -13,6 +13,7 @@ template <class Arch = simd::native, class T>
 void add(in<T> a, in<T> b, tensor_view<T> y, executor_ref ex) {
     require_shape(a, y.rows(), y.cols(), "add", "a");
     require_shape(b, y.rows(), y.cols(), "add", "b");
+    SLUICE_ASSERT(apart_or_same(y, a, b));
     ex(y.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)
             simd::invoke(Arch{}, kernels::add_elements{}, a.row(i), b.row(i), y.row(i), y.cols());
@@ -23,6 +24,7 @@ void add(in<T> a, in<T> b, tensor_view<T> y, executor_ref ex) {
 template <class Arch = simd::native, class T>
 void add_rows(in<T> x, tensor_view<T> total, executor_ref ex) {
     require_shape(total, 1, x.cols(), "add_rows", "total");
+    SLUICE_ASSERT(apart(total, x));
     constexpr idx strip = 64;
     ex(ceil_div(x.cols(), strip), [&](idx begin, idx end, idx) {
         const idx col = begin * strip, cols = std::min(end * strip, x.cols()) - col;
@@ -37,6 +39,7 @@ void add_rows(in<T> x, tensor_view<T> total, executor_ref ex) {
 template <class T>
 void copy(in<T> x, tensor_view<T> y, executor_ref ex) {
     require_shape(x, y.rows(), y.cols(), "copy", "x");
+    SLUICE_ASSERT(apart_or_same(y, x));
     ex(y.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i) std::copy_n(x.row(i), y.cols(), y.row(i));
     });

@@ -24,6 +24,7 @@ void embed(std::span<const token_id> ids, in<T> table, tensor_view<T> y, executo
     if (ex.dry()) return;
     check_ids(ids, table.rows(), "embedding");
     require_shape(y, static_cast<idx>(ids.size()), table.cols(), "embedding", "y");
+    SLUICE_ASSERT(apart(y, table));
     ex(y.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)
             std::copy_n(table.row(ids[static_cast<std::size_t>(i)]), y.cols(), y.row(i));
@@ -37,6 +38,7 @@ void embed_backward(std::span<const token_id> ids, in<T> dy, tensor_view<T> dtab
     if (ex.dry()) return;
     check_ids(ids, dtable.rows(), "embedding");
     require_shape(dy, static_cast<idx>(ids.size()), dtable.cols(), "embedding", "dy");
+    SLUICE_ASSERT(apart(dtable, dy));
     constexpr idx strip = 64;
     ex(ceil_div(dy.cols(), strip), [&](idx begin, idx end, idx) {
         const idx col = begin * strip, cols = std::min(end * strip, dy.cols()) - col;

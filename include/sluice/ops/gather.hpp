@@ -24,6 +24,7 @@ void gather(in<T> x, std::span<const std::int32_t> rows, tensor_view<T> y, execu
     if (ex.dry()) return;
     check_rows(rows, x.rows(), "gather");
     require_shape(y, static_cast<idx>(rows.size()), x.cols(), "gather", "y");
+    SLUICE_ASSERT(apart(y, x));
     ex(y.rows(), [&](idx begin, idx end, idx) {
         simd::invoke(Arch{}, kernels::gather_rows{}, x.data(), x.row_stride(), rows.data() + begin,
                      end - begin, x.cols(), y.row(begin), y.row_stride());
@@ -37,6 +38,7 @@ void gather_sum(in<T> x, std::span<const std::int32_t> rows, tensor_view<T> y, e
     if (ex.dry()) return;
     check_rows(rows, x.rows(), "gather_sum");
     require_shape(y, y.rows(), x.cols(), "gather_sum", "y");
+    SLUICE_ASSERT(apart(y, x));
     const idx n = y.rows() == 0 ? 0 : static_cast<idx>(rows.size()) / y.rows();
     require(n * y.rows() == static_cast<idx>(rows.size()), "gather_sum",
             "rows must be the same number for every output");

@@ -40,6 +40,8 @@ template <class Arch, class T, class W>
 product<Arch, T, storage_of<W>> make_product(in<T> x, const tensor_view<W>& w, tensor_view<T> y,
                                              const matmul_options<T>& o) {
     check_matmul(x, w.rows(), w.cols(), y, o);
+    SLUICE_ASSERT(apart(y, x, o.bias) && apart_or_same(y, o.residual));
+    if constexpr (!is_packed<W>) SLUICE_ASSERT(apart(y, w));
     product<Arch, T, storage_of<W>> p{.a = {x.data(), x.row_stride()}, .b = w, .c = y, .k = x.cols()};
     if (o.bias.cols() > 0) p.start = o.bias.data();
     if (o.residual.cols() > 0) {
@@ -89,6 +91,7 @@ void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tenso
                   tensor_view<T> y, arena& workspace, executor_ref ex) {
     require_shape(gate, y.rows(), y.cols(), "matmul_gated", "gate");
     require_shape(up, y.rows(), y.cols(), "matmul_gated", "up");
+    SLUICE_ASSERT(apart(gate, up) && apart(y, x) && apart_or_same(y, gate, up));
     const auto first = detail::make_product<Arch>(x, w.gate, gate, {.bias = w.gate_bias});
     const auto second = detail::make_product<Arch>(x, w.up, up, {.bias = w.up_bias});
     if (y.empty()) return;
@@ -103,6 +106,7 @@ template <class Arch = simd::native, class T>
 void matmul_dx(in<T> dy, in<T> w, tensor_view<T> dx, bool accumulate, arena& workspace, executor_ref ex) {
     require_shape(w, dy.cols(), dx.cols(), "matmul_dx", "w");
     require_shape(dx, dy.rows(), w.cols(), "matmul_dx", "dx");
+    SLUICE_ASSERT(apart(dx, dy, w));
     if (dx.empty()) return;
     detail::product<Arch, T, T> p{.a = {dy.data(), dy.row_stride()}, .b = w, .c = dx, .k = dy.cols()};
     p.b.by_rows = true;
@@ -118,6 +122,7 @@ template <class Arch = simd::native, class T>
 void matmul_dw(in<T> dy, in<T> x, tensor_view<T> dw, arena& workspace, executor_ref ex) {
     require_shape(x, dy.rows(), dw.cols(), "matmul_dw", "x");
     require_shape(dw, dy.cols(), x.cols(), "matmul_dw", "dw");
+    SLUICE_ASSERT(apart(dw, dy, x));
     if (dw.empty() || dy.rows() == 0) return;
     detail::product<Arch, T, T> p{.a = {dy.data(), 1, dy.row_stride()}, .b = x, .c = dw, .k = dy.rows()};
     p.b.by_rows = true;

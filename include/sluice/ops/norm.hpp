@@ -21,6 +21,7 @@ void normalise(in<T> x, in<T> scale, in<T> bias, tensor_view<T> y, tensor_view<T
     if (!bias.empty()) require_shape(bias, 1, x.cols(), "normalise", "bias");
     const bool centred = mean.cols() > 0;
     if (centred) require_shape(mean, 1, x.rows(), "normalise", "mean");
+    SLUICE_ASSERT(apart_or_same(y, x) && apart(y, scale, bias));
     ex(x.rows(), [&](idx begin, idx end, idx) {
         simd::invoke(Arch{}, kernels::norm_rows{},
                      kernels::norm_rows_args<T>{.x = x.row(begin),
@@ -49,6 +50,7 @@ void normalise_backward(in<T> x, in<T> scale, in<T> inverse, in<T> mean, in<T> d
     require_shape(inverse, 1, x.rows(), "normalise_backward", "inverse");
     if (!mean.empty()) require_shape(mean, 1, x.rows(), "normalise_backward", "mean");
     if (!dbias.empty()) require_shape(dbias, 1, x.cols(), "normalise_backward", "dbias");
+    SLUICE_ASSERT(apart_or_same(dx, dy) && apart(dx, x, scale));
     auto block = [&](idx row, idx rows, idx col, idx cols) {
         return kernels::norm_dx_args<T>{.x = x.row(row) + col,
                                         .x_row = x.row_stride(),

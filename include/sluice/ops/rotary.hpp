@@ -30,7 +30,7 @@ void fill_rotary_table(const batch& b, double base, rotary_table<T> table, arena
     require_shape(table.sine, b.rows(), half, "rotary", "sine");
     const arena::scope scope(workspace);
     double* frequency = workspace.take<double>(half); // turns per position
-    double* turns = workspace.take<double>(ex.concurrency() * half);
+    double* turns = workspace.take<double>(ex.concurrency(), half).data();
     if (!ex.dry())
         for (idx i = 0; i < half; ++i)
             frequency[i] =
