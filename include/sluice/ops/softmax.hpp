@@ -1,6 +1,6 @@
-// Softmax over the columns of each row, and cross-entropy of logits against one class per row, forward and
-// backward. The gradient of the cross-entropy may replace the logits, so no second [tokens, vocabulary]
-// tensor is needed.
+// Softmax of rows or of columns, and cross-entropy of logits against one class per row, forward and backward.
+// The gradient of the cross-entropy may replace the logits, so no second [tokens, vocabulary] tensor is
+// needed.
 #pragma once
 
 #include "../core/executor.hpp"
@@ -43,6 +43,31 @@ void softmax_backward(in<T> y, in<T> dy, tensor_view<T> dx, executor_ref ex) {
     ex(y.rows(), [&](idx begin, idx end, idx) {
         simd::invoke(Arch{}, kernels::softmax_dx{}, y.row(begin), y.row_stride(), dy.row(begin),
                      dy.row_stride(), dx.row(begin), dx.row_stride(), end - begin, y.cols());
+    });
+}
+
+// y(i, j) = softmax over the rows i of x, column by column; y may be x. Workers share out columns.
+template <class Arch = simd::native, class T>
+void softmax_columns(in<T> x, tensor_view<T> y, executor_ref ex) {
+    require_shape(y, x.rows(), x.cols(), "softmax_columns", "y");
+    constexpr idx strip = 64;
+    ex(ceil_div(x.cols(), strip), [&](idx begin, idx end, idx) {
+        const idx col = begin * strip, cols = std::min(end * strip, x.cols()) - col;
+        simd::invoke(Arch{}, kernels::softmax_columns{}, x.data() + col, x.row_stride(), y.data() + col,
+                     y.row_stride(), x.rows(), cols);
+    });
+}
+
+// dx += y (dy - sum_i dy y) from the output of softmax_columns.
+template <class Arch = simd::native, class T>
+void softmax_columns_backward(in<T> y, in<T> dy, tensor_view<T> dx, executor_ref ex) {
+    require_shape(dy, y.rows(), y.cols(), "softmax_columns_backward", "dy");
+    require_shape(dx, y.rows(), y.cols(), "softmax_columns_backward", "dx");
+    constexpr idx strip = 64;
+    ex(ceil_div(y.cols(), strip), [&](idx begin, idx end, idx) {
+        const idx col = begin * strip, cols = std::min(end * strip, y.cols()) - col;
+        simd::invoke(Arch{}, kernels::softmax_columns_dx{}, y.data() + col, y.row_stride(), dy.data() + col,
+                     dy.row_stride(), dx.data() + col, dx.row_stride(), y.rows(), cols);
     });
 }
 
