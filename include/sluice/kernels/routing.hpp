@@ -160,7 +160,8 @@ SLUICE_INLINE T rank_group(const T* x, idx n, group_rank rank) {
         best = best < v ? v : best;
         next = next < rest ? rest : next;
     }
-    return rank == group_rank::best || n < 2 ? best : best + next;
+    // so that one number counts more than none
+    return rank == group_rank::best ? best : best + std::max(next, std::numeric_limits<T>::lowest());
 }
 
 // The best top_k of the values in the best groups.

@@ -93,12 +93,15 @@ inline void check_router(const router_config& c, std::string_view layer,
     check(c.capacity.factor, 0.0, huge, "capacity.factor");
     check(c.capacity.minimum, idx{0}, idx{1} << 40, "capacity.minimum");
     check(c.capacity.multiple_of, idx{1}, idx{1} << 40, "capacity.multiple_of");
+    auto fail = [&](const std::string& what) {
+        SLUICE_THROW(config_error(std::string(layer) + ": " + what));
+    };
     auto text = [](idx n) { return std::to_string(n); };
-    require(c.n_experts % n_groups == 0, layer,
-            text(c.n_experts) + " experts do not make " + text(n_groups) + " groups");
+    if (c.n_experts % n_groups != 0)
+        fail(text(c.n_experts) + " experts do not make " + text(n_groups) + " groups");
     const idx size = c.n_experts / n_groups;
-    require(c.top_k <= kept * size, layer,
-            "top_k is " + text(c.top_k) + ", the kept groups have " + text(kept * size) + " experts");
+    if (c.top_k > kept * size)
+        fail("top_k is " + text(c.top_k) + ", the kept groups have " + text(kept * size) + " experts");
     require(rank == group_rank::best || size >= 2, layer, "groups of one expert have no best two");
     const bool tokens = c.choice == router_choice::tokens;
     require(tokens || (n_groups == kept && !c.selection_bias), layer,
