@@ -63,6 +63,7 @@
 #include "ops/product.hpp"
 #include "ops/rotary.hpp"
 #include "ops/routing.hpp"
+#include "ops/routing_plan.hpp"
 #include "ops/softmax.hpp"
 #include "ops/top_k.hpp"
 #include "parallel/thread_pool.hpp"

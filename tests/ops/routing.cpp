@@ -7,6 +7,7 @@
 
 #include <sluice/core/tensor.hpp>
 #include <sluice/ops/routing.hpp>
+#include <sluice/ops/softmax.hpp>
 #include <sluice/reference/routing.hpp>
 
 #if __has_include(<nlohmann/json.hpp>)

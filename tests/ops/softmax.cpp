@@ -20,6 +20,8 @@ using sluice::idx;
 using sluice::ignored_target;
 using sluice::softmax;
 using sluice::softmax_backward;
+using sluice::softmax_columns;
+using sluice::softmax_columns_backward;
 using sluice::tensor_view;
 using sluice::token_id;
 
@@ -388,4 +390,53 @@ TEST_CASE("cross_entropy: allocates nothing") {
     start_all(pool);
     for (executor_ref ex : {executor_ref(), executor_ref(pool)})
         CHECK(allocations_of([&] { data.run<sluice::simd::native>(ex); }) == 0);
+}
+
+TEMPLATE_TEST_CASE("softmax_columns: the softmax of the transpose, forward and backward", "", float_native,
+                   float_scalar, double_native, double_scalar) {
+    using T = typename TestType::scalar;
+    using Arch = typename TestType::arch;
+    for (idx m : {1, 6, 40})
+        for (idx n : {1, 7, 16, 33, 64, 130}) {
+            padded<T> x = uniform_matrix<T>(m, n, 1, -7, 7), dy = uniform_matrix<T>(m, n, 2), y(m, n),
+                      dx = uniform_matrix<T>(m, n, 3);
+            const padded<T> before = dx;
+            softmax_columns<Arch, T>(x, y.view(), {});
+            softmax_columns_backward<Arch, T>(y, dy, dx.view(), {});
+            oracle want(m, n), want_dx(m, n);
+            for (idx j = 0; j < n; ++j) {
+                double sum = 0, inner = 0, inner_size = 0;
+                for (idx i = 0; i < m; ++i) sum += std::exp(static_cast<double>(x(i, j)));
+                for (idx i = 0; i < m; ++i) {
+                    const double p = std::exp(static_cast<double>(x(i, j))) / sum;
+                    want(i, j) = {p, 15 * p};
+                    inner += p * static_cast<double>(dy(i, j));
+                    inner_size += 15 * p * std::abs(static_cast<double>(dy(i, j)));
+                }
+                for (idx i = 0; i < m; ++i) {
+                    const double p = want(i, j).value, d = static_cast<double>(dy(i, j)),
+                                 old = static_cast<double>(before.view()(i, j));
+                    want_dx(i, j) = {old + p * (d - inner),
+                                     std::abs(old) + 15 * p * (std::abs(d) + inner_size)};
+                }
+            }
+            CAPTURE(m, n);
+            CHECK(compare(y.view(), want, {.chain = m, .may_be_dull = m == 1}) == "");
+            CHECK(compare(dx.view(), want_dx, {.chain = m, .may_be_dull = true}) == "");
+            CHECK(y.touched() + dx.touched() == "");
+            for_each_executor([&](executor_ref ex, const std::string&) {
+                padded<T> y2 = x, dx2 = before;
+                softmax_columns<Arch, T>(y2, y2.view(), ex); // in place
+                softmax_columns_backward<Arch, T>(y2, dy, dx2.view(), ex);
+                CHECK(different_bits(y2.view(), y.view()) == "");
+                CHECK(different_bits(dx2.view(), dx.view()) == "");
+            });
+        }
+    padded<T> wrong(3, 9), y(3, 8);
+    CHECK_THROWS_WITH((softmax_columns<Arch, T>(y, wrong.view(), {})),
+                      "softmax_columns: y must be 3 x 8, is 3 x 9");
+    CHECK_THROWS_WITH((softmax_columns_backward<Arch, T>(y, wrong, y.view(), {})),
+                      "softmax_columns_backward: dy must be 3 x 8, is 3 x 9");
+    CHECK_THROWS_WITH((softmax_columns_backward<Arch, T>(y, y, wrong.view(), {})),
+                      "softmax_columns_backward: dx must be 3 x 8, is 3 x 9");
 }

@@ -226,7 +226,7 @@ SLUICE_INLINE chosen_slots<T> post_row(const route_args<T>& g, const router_row<
         const bool number =
             g.score != router_score::none || g.rule.post != router_post::none || logits[e] == logits[e];
         c.slot[c.n] = static_cast<std::int32_t>(j);
-        u[c.n++] = scores != nullptr ? scores[e] : number ? row.z[e] : T(0);
+        u[c.n++] = !number ? T(0) : scores != nullptr ? scores[e] : row.z[e];
     }
     if (scores == nullptr && !from_logits)
         score_elements<Arch>(g.score, static_cast<const T*>(u), row.largest, inverse_sum, c.n, u);

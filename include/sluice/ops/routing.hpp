@@ -6,18 +6,15 @@
 // dropped holds ~e in place of the expert e, and weight 0.
 #pragma once
 
-#include "../core/arena.hpp"
-#include "../core/executor.hpp"
 #include "../core/random.hpp"
 #include "../kernels/routing.hpp"
-#include "softmax.hpp"
-
-#include <numeric>
+#include "routing_plan.hpp"
 
 namespace sluice {
 
 // Who chooses: each token its experts, a table of the token's id, each expert its tokens (Zhou et al., 2022;
-// not causal), or nobody (Puigcerver et al., "From sparse to soft mixtures of experts", 2024; soft_route).
+// not causal), or nobody (Puigcerver et al., "From sparse to soft mixtures of experts", 2024: softmax
+// and softmax_columns of ops/softmax.hpp).
 enum class router_choice { tokens, hash_table, experts, soft };
 enum class router_noise { none, gumbel, fixed, learnt };
 
@@ -36,10 +33,6 @@ struct router_perturbation { // in training; see jitter and perturb_logits
 // sources compute (mesh-tensorflow's transformer/moe.py; fairseq's top1gate.py and top2gate.py).
 enum class capacity_rule { none, share, mesh, fairseq_top1, fairseq_top2, fairseq_eval };
 enum class rounding { up, down, nearest };
-// Who is dropped: what comes late in the order first choices of all tokens, second choices, ...; the same
-// with tokens by their largest weight (Riquelme et al., "Scaling vision with sparse mixture of experts",
-// 2021); or an expert's smallest weights.
-enum class drop_order { slot_major, batch_priority, by_weight };
 enum class weights_after_drop { kept, renormalised };
 
 struct capacity_config {
@@ -239,68 +232,22 @@ inline void look_up_experts(const router_config& c, std::span<const token_id> id
     }
 }
 
-// Every expert's `room` best tokens, by column of weights (n, n_experts); the others are dropped.
-template <class Arch, class T>
-void choose_tokens(idx room, tensor_view<std::int32_t> indices, tensor_view<T> weights, arena& workspace,
-                   executor_ref ex) {
-    const arena::scope scope(workspace);
-    const idx n = weights.rows(), k = std::min(room, n);
-    const auto column = workspace.take<T>(ex.concurrency(), n);
-    const auto taken = workspace.take<std::int32_t>(ex.concurrency(), n);
-    ex(weights.cols(), [&](idx begin, idx end, idx worker) {
-        T* const w = column.row(worker);
-        std::int32_t* const tokens = taken.row(worker);
-        for (idx e = begin; e < end; ++e) {
-            for (idx t = 0; t < n; ++t) {
-                w[t] = std::exchange(weights(t, e), T(0));
-                indices(t, e) = ~static_cast<std::int32_t>(e);
+} // namespace detail
+
+// y = x r with r uniform in [1 - width, 1 + width], drawn by the key: element i of the row-major x has the
+// i-th number. y may be x. Its own backward, with the same key. For the inputs of a router in training.
+template <class T>
+void jitter(double width, std::uint64_t key, in<T> x, tensor_view<T> y, executor_ref ex) {
+    require_shape(y, x.rows(), x.cols(), "jitter", "y");
+    const random_source numbers(key);
+    ex(y.rows(), [&](idx begin, idx end, idx) {
+        for (idx t = begin; t < end; ++t)
+            for (idx j = 0; j < y.cols(); ++j) {
+                const double r = 1 - width + 2 * width * numbers.uniform(t * y.cols() + j);
+                y(t, j) = static_cast<T>(static_cast<double>(x(t, j)) * r);
             }
-            simd::invoke(Arch{}, kernels::top_k{}, static_cast<const T*>(w), n, k, false, tokens);
-            for (idx i = 0; i < k; ++i) {
-                weights(tokens[i], e) = w[tokens[i]];
-                indices(tokens[i], e) = static_cast<std::int32_t>(e);
-            }
-        }
     });
 }
-
-// Drops the slots that find their expert full; identity experts are never full.
-template <class T>
-void drop_overflow(const router_config& c, tensor_view<std::int32_t> indices, in<T> weights, arena& workspace,
-                   executor_ref ex) {
-    const arena::scope scope(workspace);
-    const idx n = indices.rows(), k = indices.cols(), room = expert_capacity(c, n);
-    const bool by_weight = c.capacity.order == drop_order::by_weight;
-    auto* const load = workspace.take<idx>(c.n_experts);
-    auto* const order = workspace.take<idx>(by_weight ? n * k : n);
-    auto* const best = workspace.take<T>(n);
-    if (ex.dry()) return;
-    std::fill_n(load, c.n_experts, idx{0});
-    auto visit = [&](idx t, idx j) {
-        std::int32_t& e = indices(t, j);
-        if (e >= 0 && e < c.n_experts - c.n_identity && load[e]++ >= room) e = ~e;
-    };
-    auto larger = [](T a, T b) { return b < a || (b != b && a == a); };
-    std::iota(order, order + (by_weight ? n * k : n), idx{0});
-    if (by_weight) {
-        std::sort(order, order + n * k, [&](idx a, idx b) {
-            const T u = weights(a / k, a % k), v = weights(b / k, b % k);
-            return larger(u, v) || (!larger(v, u) && a < b);
-        });
-        for (idx i = 0; i < n * k; ++i) visit(order[i] / k, order[i] % k);
-        return;
-    }
-    if (c.capacity.order == drop_order::batch_priority) {
-        for (idx t = 0; t < n; ++t) best[t] = *std::max_element(weights.row(t), weights.row(t) + k);
-        std::sort(order, order + n, [&](idx a, idx b) {
-            return larger(best[a], best[b]) || (!larger(best[b], best[a]) && a < b);
-        });
-    }
-    for (idx j = 0; j < k; ++j)
-        for (idx i = 0; i < n; ++i) visit(order[i], j);
-}
-
-} // namespace detail
 
 // z = z + noise, drawn by the key: element i of the row-major logits has the i-th number. Learnt noise
 // (Shazeer et al., "Outrageously large neural networks", 2017, eq. 4) is a normal number times
@@ -378,9 +325,10 @@ router_report route(const router_config& c, in<T> logits, const router_inputs<T>
         SLUICE_THROW(input_error("router: row " + std::to_string(seen.first_empty) +
                                  " of the logits is -inf for every expert"));
     if (c.choice == router_choice::experts) {
-        detail::choose_tokens<Arch>(expert_capacity(c, n), indices, weights, workspace, ex);
+        choose_tokens<Arch>(expert_capacity(c, n), indices, weights, workspace, ex);
     } else if (c.capacity.rule != capacity_rule::none) {
-        detail::drop_overflow<T>(c, indices, weights, workspace, ex);
+        drop_overflow<T>(c.capacity.order, expert_capacity(c, n), c.n_experts - c.n_identity, indices,
+                         weights, workspace, ex);
         g.choose = false;
         g.only_survivors = c.capacity.weights == weights_after_drop::renormalised;
         detail::over_rows<Arch>(kernels::route_rows{}, g, n, workspace, ex);

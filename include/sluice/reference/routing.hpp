@@ -45,8 +45,7 @@ inline choices best_of(const numbers& values, idx n) {
 }
 
 inline numbers softmax_of(numbers z) {
-    double total = 0;
-    const double largest = *std::max_element(z.begin(), z.end());
+    double total = 0, largest = *std::max_element(z.begin(), z.end());
     for (double& x : z) total += x = largest == x ? 1 : std::exp(x - largest);
     for (double& x : z) x /= total;
     return z;
@@ -88,8 +87,7 @@ inline choices experts_of(const router& r, const numbers& z, const numbers& bias
 
 // The weights of chosen experts.
 inline numbers weights_of(const router& r, const numbers& z, const choices& chosen) {
-    const numbers s = scores_of(r, z);
-    numbers u;
+    numbers u, s = scores_of(r, z);
     for (idx e : chosen) u.push_back(s[static_cast<std::size_t>(e)]);
     if (u.empty()) return u;
     if (r.post == router_post::softmax) u = softmax_of(u);
