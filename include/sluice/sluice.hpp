@@ -74,6 +74,7 @@
 #include "simd/pack.hpp"
 #include "simd/transpose.hpp"
 #include "train/adamw.hpp"
+#include "train/balance.hpp"
 #include "train/counts.hpp"
 #include "train/schedule.hpp"
 #include "version.hpp"

@@ -797,6 +797,61 @@ TEST_CASE("routing: noise is drawn by key and place") {
     CHECK(wrong_gradient(loss, few, dspread.view()) == "");
 }
 
+TEST_CASE("routing: jitter is drawn by key and place, and is its own backward") {
+    padded<double> x = uniform_matrix<double>(20, 30, 1), y(20, 30), z(20, 30),
+                   dy = uniform_matrix<double>(20, 30, 2), dx(20, 30);
+    jitter<double>(0.1, 5, x, y.view(), {});
+    double least = 2, most = 0, mean = 0;
+    for (idx t = 0; t < 20; ++t)
+        for (idx j = 0; j < 30; ++j) {
+            const double r = y(t, j) / x(t, j);
+            least = std::min(least, r);
+            most = std::max(most, r);
+            mean += r / 600;
+        }
+    CHECK((least >= 0.9 - 1e-12 && least < 0.91 && most <= 1.1 + 1e-12 && most > 1.09));
+    CHECK(compare_number(mean, 1, 0.01) == "");
+    for_each_executor([&](executor_ref ex, const std::string&) {
+        padded<double> over = x;
+        jitter<double>(0.1, 5, over, over.view(), ex);
+        CHECK(different_bits(over.view(), y.view()) == "");
+    });
+    jitter<double>(0.1, 6, x, z.view(), {});
+    CHECK(different_bits(z.view(), y.view()) != "");
+    jitter<double>(0, 5, x, z.view(), {});
+    CHECK(different_bits(z.view(), x.view()) == "");
+    jitter<double>(0.1, 5, dy, dx.view(), {});
+    auto loss = [&] {
+        jitter<double>(0.1, 5, x, y.view(), {});
+        double sum = 0;
+        for (idx t = 0; t < 20; ++t)
+            for (idx j = 0; j < 30; ++j) sum += y(t, j) * dy(t, j);
+        return sum;
+    };
+    CHECK(wrong_gradient(loss, x.view(), dx.view()) == "");
+    CHECK(x.touched() + y.touched() == "");
+}
+
+TEMPLATE_TEST_CASE("routing: scores of rows, with NaN as -inf", "", float_native, float_scalar, double_native,
+                   double_scalar) {
+    using T = typename TestType::scalar;
+    for (auto score : all_scores)
+        for (idx n_experts : {1, 7, 16, 60, 257}) {
+            padded<T> logits = uniform_matrix<T>(5, n_experts, 3, -3, 3), s(5, n_experts);
+            if (n_experts > 1) logits(2, 1) = std::numeric_limits<T>::quiet_NaN();
+            router_scores<typename TestType::arch, T>(score, logits, s.view(), {});
+            for (idx t = 0; t < 5; ++t) {
+                const auto want = plain::scores_of({.score = static_cast<plain::router_score>(score)},
+                                                   {logits.view().row(t), logits.view().row(t) + n_experts});
+                for (idx e = 0; e < n_experts; ++e) {
+                    const double w = want[static_cast<std::size_t>(e)];
+                    REQUIRE(compare_number(s(t, e), w, 40 * unit_roundoff<T> * std::abs(w)) == "");
+                }
+            }
+            REQUIRE(s.touched() == "");
+        }
+}
+
 TEST_CASE("routing: settings that cannot be are refused") {
     const router_config good{.n_experts = 8, .top_k = 2};
     auto complaint = [&](auto&& change, router_use use = router_use::inference) {

@@ -72,9 +72,16 @@ struct route_rows_dx {
     void operator()(Arch, const route_args<T>& g) const;
 };
 
+// The scores of rows of n logits.
+struct score_rows {
+    template <class Arch, class T>
+    void operator()(Arch, router_score score, const T* z, idx z_row, T* s, idx s_row, idx rows, idx n) const;
+};
+
 template <class T>
-using routing_calls = simd::calls<simd::call<route_rows, const route_args<T>&>,
-                                  simd::call<route_rows_dx, const route_args<T>&>>;
+using routing_calls =
+    simd::calls<simd::call<route_rows, const route_args<T>&>, simd::call<route_rows_dx, const route_args<T>&>,
+                simd::call<score_rows, router_score, const T*, idx, T*, idx, idx, idx>>;
 
 template <class T>
 struct router_row {
@@ -132,6 +139,29 @@ SLUICE_INLINE void score_elements(router_score kind, const T* z, T largest, T in
         each([](P x) __attribute__((always_inline)) { return sigmoid(x); });
     else
         each([](P x) __attribute__((always_inline)) { return sqrt(softplus(x)); });
+}
+
+template <class Arch, class T>
+void score_rows::operator()(Arch, router_score score, const T* z, idx z_row, T* s, idx s_row, idx rows,
+                            idx n) const {
+    for (idx i = 0; i < rows; ++i) {
+        T* const to = s + i * s_row;
+        const router_row<T> row = look_at<Arch>(z + i * z_row, n, score, to);
+        T inverse_sum = 1;
+        if (score == router_score::softmax)
+            inverse_sum = T(1) / row_exp<Arch, T>(row.z, row.largest, nullptr, n);
+        score_elements<Arch>(score, row.z, row.largest, inverse_sum, n, to);
+    }
+}
+
+// d score / d logit from the score s, of a softmax without what all experts have in common.
+template <class T>
+SLUICE_INLINE T score_slope(router_score score, T s) {
+    if (score == router_score::softmax) return s;
+    if (score == router_score::sigmoid) return s * (1 - s);
+    if (score == router_score::sqrt_softplus) // sigmoid(z) / 2 s, as e^-s^2 = 1 - sigmoid(z)
+        return s > 0 ? -std::expm1(-s * s) / (2 * s) : T(0);
+    return T(1);
 }
 
 // The best or the sum of the two best of n values.
@@ -347,12 +377,7 @@ void route_rows_dx::operator()(Arch, const route_args<T>& g) const {
             std::fill_n(dz, n, T(0));
         }
         for (idx j = 0; j < c.n; ++j) {
-            const T s = kept[j];
-            T slope = 1;
-            if (full) slope = s;
-            if (g.score == router_score::sigmoid) slope = s * (1 - s);
-            if (g.score == router_score::sqrt_softplus) // sigmoid(z) / 2 s, as e^-s^2 = 1 - sigmoid(z)
-                slope = s > 0 ? -std::expm1(-s * s) / (2 * s) : T(0);
+            const T slope = softmax_of_chosen(g) ? T(1) : score_slope(g.score, kept[j]);
             const std::int32_t e = chosen[c.slot[j]];
             dz[e < 0 ? ~e : e] += c.u[j] * slope;
         }

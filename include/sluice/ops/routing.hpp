@@ -234,6 +234,16 @@ inline void look_up_experts(const router_config& c, std::span<const token_id> id
 
 } // namespace detail
 
+// scores (n, n_experts) of logits: what balance losses ask for. NaN counts as -inf.
+template <class Arch = simd::native, class T>
+void router_scores(router_score score, in<T> logits, tensor_view<T> scores, executor_ref ex) {
+    require_shape(scores, logits.rows(), logits.cols(), "router_scores", "scores");
+    ex(logits.rows(), [&](idx begin, idx end, idx) {
+        simd::invoke(Arch{}, kernels::score_rows{}, score, logits.row(begin), logits.row_stride(),
+                     scores.row(begin), scores.row_stride(), end - begin, logits.cols());
+    });
+}
+
 // y = x r with r uniform in [1 - width, 1 + width], drawn by the key: element i of the row-major x has the
 // i-th number. y may be x. Its own backward, with the same key. For the inputs of a router in training.
 template <class T>

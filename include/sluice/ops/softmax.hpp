@@ -46,6 +46,16 @@ void softmax_backward(in<T> y, in<T> dy, tensor_view<T> dx, executor_ref ex) {
     });
 }
 
+// lse (1, m) = log sum_j exp(x(i, j)).
+template <class Arch = simd::native, class T>
+void log_sum_exp(in<T> x, tensor_view<T> lse, executor_ref ex) {
+    require_shape(lse, 1, x.rows(), "log_sum_exp", "lse");
+    ex(x.rows(), [&](idx begin, idx end, idx) {
+        simd::invoke(Arch{}, kernels::log_sum_exp_rows{}, x.row(begin), x.row_stride(), lse.data() + begin,
+                     end - begin, x.cols());
+    });
+}
+
 // y(i, j) = softmax over the rows i of x, column by column; y may be x. Workers share out columns.
 template <class Arch = simd::native, class T>
 void softmax_columns(in<T> x, tensor_view<T> y, executor_ref ex) {
