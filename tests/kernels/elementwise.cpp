@@ -10,6 +10,7 @@
 
 using namespace sluice::test;
 using sluice::idx;
+using sluice::tensor_view;
 using sluice::kernels::add_elements;
 using sluice::kernels::sum_squares;
 
@@ -57,4 +58,26 @@ TEMPLATE_TEST_CASE("sum_squares: the sum in double, the same bits for every arch
     CHECK(sum > 1e8);
     sum_squares{}(typename TestType::arch{}, large, 4, &sum);
     CHECK(std::isfinite(sum));
+}
+
+TEMPLATE_TEST_CASE("scale_elements and add_scaled: all tails, in place too", "", float_native, float_scalar,
+                   double_native, double_scalar) {
+    using T = typename TestType::scalar;
+    const typename TestType::arch arch;
+    for (idx n = 0; n <= 67; ++n) {
+        page_end<T> a(n);
+        fill_integers(a.row(), static_cast<std::uint64_t>(n));
+        padded<T> y(1, n), sum(1, n), want(1, n), want_sum(1, n);
+        fill_integers(sum.view(), 5);
+        for (idx j = 0; j < n; ++j) want(0, j) = a[j] * T(2.5);
+        for (idx j = 0; j < n; ++j) want_sum(0, j) = sum(0, j) + a[j] * T(2.5);
+        sluice::kernels::scale_elements{}(arch, static_cast<const T*>(a.data()), T(2.5), y.data(), n);
+        sluice::kernels::add_scaled{}(arch, static_cast<const T*>(a.data()), T(2.5), sum.data(), n);
+        sluice::kernels::scale_elements{}(arch, static_cast<const T*>(a.data()), T(2.5), a.data(), n);
+        CAPTURE(n);
+        REQUIRE(different_bits(y.view(), want.view()) == "");
+        REQUIRE(different_bits(tensor_view<const T>(a.row()), tensor_view<const T>(want.view())) == "");
+        REQUIRE(different_bits(sum.view(), want_sum.view()) == "");
+        REQUIRE(y.touched() + sum.touched() == "");
+    }
 }

@@ -5,6 +5,7 @@
 
 #include <sluice/kernels/gather.hpp>
 
+#include <cmath>
 #include <vector>
 
 using namespace sluice::test;
@@ -55,4 +56,35 @@ TEMPLATE_TEST_CASE("gather_sum: adds rows in order at every width", "", float_na
             CHECK(different_bits(y.view(), want.view()) == "");
             CHECK(y.touched() == "");
         }
+}
+
+TEMPLATE_TEST_CASE("gather_weighted: rows times weights in order, negative rows left out", "", float_native,
+                   float_scalar, double_native, double_scalar) {
+    using T = typename TestType::scalar;
+    for (idx width : {1, 3, 16, 17, 64, 100, 128, 129, 300, 1000})
+        for (idx n : {0, 1, 2, 9})
+            for (bool weighted : {true, false}) {
+                page_end<T> x(n_rows * width), w(n);
+                fill_uniform(x.row(), 1);
+                fill_uniform(w.row(), 2);
+                padded<T> y(1, width);
+                oracle want(1, width);
+                auto rows = some_rows(n);
+                for (idx i = 0; i < n; ++i) {
+                    std::int32_t& r = rows[static_cast<std::size_t>(i)];
+                    if (i % 4 == 1) r = -1 - r;
+                    for (idx j = 0; j < width && r >= 0; ++j) {
+                        const double term = static_cast<double>(x[r * width + j]) *
+                                            (weighted ? static_cast<double>(w[i]) : 1);
+                        want(0, j).value += term;
+                        want(0, j).size += std::abs(term);
+                    }
+                }
+                sluice::kernels::gather_weighted{}(
+                    typename TestType::arch{}, static_cast<const T*>(x.data()), width, rows.data(),
+                    static_cast<const T*>(weighted ? w.data() : nullptr), n, width, y.data());
+                CAPTURE(width, n, weighted);
+                CHECK(compare(y.view(), want, {.chain = 9, .may_be_dull = true}) == "");
+                CHECK(y.touched() == "");
+            }
 }

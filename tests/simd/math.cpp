@@ -240,6 +240,19 @@ TEMPLATE_TEST_CASE("math: sigmoid and SiLU", "", float_native, float_scalar, dou
     CHECK_FALSE(std::signbit(at<P>(act, T(0))));
 }
 
+TEMPLATE_TEST_CASE("math: softplus", "", float_native, float_scalar, double_native, double_scalar) {
+    using T = typename TestType::scalar;
+    using P = pack<T, typename TestType::arch>;
+    auto f = [](P x) { return softplus(x); };
+    auto exact = [](wide<T> x) { return std::max(x, wide<T>(0)) + std::log1p(std::exp(-std::abs(x))); };
+    CHECK(broken_claim<P>(f, exact, {4, smallest_normal<T>}) == "");
+    const T infinity = std::numeric_limits<T>::infinity();
+    CHECK(at<P>(f, infinity) == infinity);
+    CHECK(at<P>(f, -infinity) == 0);
+    CHECK(std::isnan(at<P>(f, std::numeric_limits<T>::quiet_NaN())));
+    CHECK(compare_number(at<P>(f, T(0)), std::numbers::ln2, unit_roundoff<T>) == "");
+}
+
 TEMPLATE_TEST_CASE("math: GELU", "", float_native, float_scalar, double_native, double_scalar) {
     using T = typename TestType::scalar;
     using P = pack<T, typename TestType::arch>;

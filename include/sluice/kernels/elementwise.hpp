@@ -11,6 +11,18 @@ struct add_elements {
     void operator()(Arch, const T* a, const T* b, T* y, idx n) const;
 };
 
+// y = a s for n elements; y may be a.
+struct scale_elements {
+    template <class Arch, class T>
+    void operator()(Arch, const T* a, T s, T* y, idx n) const;
+};
+
+// y += a s for n elements.
+struct add_scaled {
+    template <class Arch, class T>
+    void operator()(Arch, const T* a, T s, T* y, idx n) const;
+};
+
 // out = sum of a b over n elements, in a fixed order.
 struct dot {
     template <class Arch, class T>
@@ -24,15 +36,32 @@ struct sum_squares {
 };
 
 template <class T>
-using elementwise_calls = simd::calls<simd::call<add_elements, const T*, const T*, T*, idx>,
-                                      simd::call<dot, const T*, const T*, idx, T*>,
-                                      simd::call<sum_squares, const T*, idx, double*>>;
+using elementwise_calls =
+    simd::calls<simd::call<add_elements, const T*, const T*, T*, idx>,
+                simd::call<scale_elements, const T*, T, T*, idx>,
+                simd::call<add_scaled, const T*, T, T*, idx>, simd::call<dot, const T*, const T*, idx, T*>,
+                simd::call<sum_squares, const T*, idx, double*>>;
 
 template <class Arch, class T>
 void add_elements::operator()(Arch, const T* a, const T* b, T* y, idx n) const {
     using P = simd::pack<T, Arch>;
     simd::for_each_pack<P>(n, [&](idx j, idx k) {
         (P::load_partial(a + j, k) + P::load_partial(b + j, k)).store_partial(y + j, k);
+    });
+}
+
+template <class Arch, class T>
+void scale_elements::operator()(Arch, const T* a, T s, T* y, idx n) const {
+    using P = simd::pack<T, Arch>;
+    simd::for_each_pack<P>(n,
+                           [&](idx j, idx k) { (P::load_partial(a + j, k) * P(s)).store_partial(y + j, k); });
+}
+
+template <class Arch, class T>
+void add_scaled::operator()(Arch, const T* a, T s, T* y, idx n) const {
+    using P = simd::pack<T, Arch>;
+    simd::for_each_pack<P>(n, [&](idx j, idx k) {
+        fma(P::load_partial(a + j, k), P(s), P::load_partial(y + j, k)).store_partial(y + j, k);
     });
 }
 

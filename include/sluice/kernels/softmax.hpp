@@ -18,6 +18,19 @@ struct softmax_dx {
                     idx n) const;
 };
 
+// y(i, j) = softmax over the rows i of x, for each of n columns; y may be x.
+struct softmax_columns {
+    template <class Arch, class T>
+    void operator()(Arch, const T* x, idx x_row, T* y, idx y_row, idx rows, idx n) const;
+};
+
+// dx += y (dy - sum_i y dy) for each of n columns.
+struct softmax_columns_dx {
+    template <class Arch, class T>
+    void operator()(Arch, const T* y, idx y_row, const T* dy, idx dy_row, T* dx, idx dx_row, idx rows,
+                    idx n) const;
+};
+
 // lse[i] = log sum_j exp(x(i, j))
 struct log_sum_exp_rows {
     template <class Arch, class T>
@@ -36,6 +49,8 @@ template <class T>
 using softmax_calls =
     simd::calls<simd::call<softmax_rows, const T*, idx, T*, idx, idx, idx>,
                 simd::call<softmax_dx, const T*, idx, const T*, idx, T*, idx, idx, idx>,
+                simd::call<softmax_columns, const T*, idx, T*, idx, idx, idx>,
+                simd::call<softmax_columns_dx, const T*, idx, const T*, idx, T*, idx, idx, idx>,
                 simd::call<log_sum_exp_rows, const T*, idx, T*, idx, idx>,
                 simd::call<cross_entropy_dx, const T*, idx, const T*, const token_id*, T, T*, idx, idx, idx>>;
 
@@ -101,6 +116,42 @@ void softmax_dx::operator()(Arch, const T* y, idx y_row, const T* dy, idx dy_row
             (P::load_partial(p + j, k) * (P::load_partial(d + j, k) - shift)).store_partial(to + j, k);
         });
     }
+}
+
+template <class Arch, class T>
+void softmax_columns::operator()(Arch, const T* x, idx x_row, T* y, idx y_row, idx rows, idx n) const {
+    using P = simd::pack<T, Arch>;
+    simd::for_each_pack<P>(n, [&](idx j, idx k) {
+        P most(-std::numeric_limits<T>::infinity()), sum;
+        for (idx i = 0; i < rows; ++i) most = max(most, P::load_partial(x + i * x_row + j, k));
+        for (idx i = 0; i < rows; ++i) {
+            const P e = exp_nonpositive(P::load_partial(x + i * x_row + j, k) - most);
+            sum = sum + e;
+            e.store_partial(y + i * y_row + j, k);
+        }
+        const P scale = P(T(1)) / sum;
+        for (idx i = 0; i < rows; ++i) {
+            T* const to = y + i * y_row + j;
+            (P::load_partial(to, k) * scale).store_partial(to, k);
+        }
+    });
+}
+
+template <class Arch, class T>
+void softmax_columns_dx::operator()(Arch, const T* y, idx y_row, const T* dy, idx dy_row, T* dx, idx dx_row,
+                                    idx rows, idx n) const {
+    using P = simd::pack<T, Arch>;
+    simd::for_each_pack<P>(n, [&](idx j, idx k) {
+        P shift;
+        for (idx i = 0; i < rows; ++i)
+            shift =
+                fma(P::load_partial(y + i * y_row + j, k), P::load_partial(dy + i * dy_row + j, k), shift);
+        for (idx i = 0; i < rows; ++i) {
+            T* const to = dx + i * dx_row + j;
+            const P d = P::load_partial(dy + i * dy_row + j, k) - shift;
+            fma(P::load_partial(y + i * y_row + j, k), d, P::load_partial(to, k)).store_partial(to, k);
+        }
+    });
 }
 
 template <class Arch, class T>

@@ -186,9 +186,46 @@ SLUICE_INLINE bool top_few(const T* x, idx n, idx k, bool sorted, std::int32_t* 
     return true;
 }
 
+// For n <= 64: all are ranked where that is quick, otherwise as top_few, with -inf behind the row. False
+// where there is a NaN, or as top_few.
+template <class Arch, class T>
+SLUICE_INLINE bool top_of_short(const T* x, idx n, idx k, bool sorted, std::int32_t* indices) {
+    using P = simd::pack<T, Arch>;
+    constexpr auto room = static_cast<std::size_t>(most_ranked);
+    T values[room], ranks[room];
+    idx i = 0;
+    P nans;
+    for (; i + P::size <= n; i += P::size) {
+        const P v = P::load(x + i);
+        nans = nans + select(v == v, P(T(0)), P(T(1)));
+        v.store(values + i);
+    }
+    T n_nans = nans.sum();
+    for (; i < n; ++i) n_nans += (values[i] = x[i]) == x[i] ? T(0) : T(1);
+    if (n_nans > 0) return false;
+    if (n > 2 * std::max<idx>(P::size, 8)) {
+        if (k > 8) return false;
+        std::fill(values + n, values + most_ranked, -std::numeric_limits<T>::infinity());
+        return top_few<16, Arch, T>(values, most_ranked, k, sorted, indices);
+    }
+    const idx used = (n + P::size - 1) / P::size;
+    std::fill(values + n, values + used * P::size, -std::numeric_limits<T>::infinity());
+    rank<P>(values, n, used, ranks);
+    std::int32_t placed[room + 1];
+    idx kept = 0;
+    for (i = 0; i < n; ++i) {
+        const idx place = static_cast<idx>(ranks[i]);
+        placed[sorted ? place : kept] = static_cast<std::int32_t>(i);
+        kept += place < k ? 1 : 0;
+    }
+    std::copy_n(placed, k, indices);
+    return true;
+}
+
 template <class Arch, class T>
 void top_k::operator()(Arch, const T* x, idx n, idx k, bool sorted, std::int32_t* indices) const {
     if (k <= 0) return;
+    if (n <= most_ranked && top_of_short<Arch>(x, n, k, sorted, indices)) return;
     if (k <= 8 && n >= 64 && top_few<16, Arch>(x, n, k, sorted, indices)) return;
     if (k <= 32 && n >= 256 && top_few<64, Arch>(x, n, k, sorted, indices)) return;
     constexpr T infinity = std::numeric_limits<T>::infinity();

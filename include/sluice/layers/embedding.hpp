@@ -4,9 +4,9 @@
 
 #include "../core/layer.hpp"
 #include "../core/random.hpp"
-#include "../ops/cross_entropy.hpp"
-#include "../ops/embedding.hpp"
+#include "../ops/gather.hpp"
 #include "../ops/matmul.hpp"
+#include "../ops/softmax.hpp"
 
 namespace sluice {
 

@@ -156,6 +156,29 @@ SLUICE_INLINE pack<T, Arch> silu_slope(pack<T, Arch> x) {
     return select(x < P(exp_lowest<T>), P(T(0)), s * fma(finite, e * s, one));
 }
 
+// 1 / (2 i + 1) for i = 0, 1, ...: atanh(t) / t in t^2, as many as |t| <= 1 / 3 needs.
+template <class T>
+struct atanh_coefficients {
+    static constexpr T value[] = {T(1),      T(1) / 3,  T(1) / 5,  T(1) / 7,  T(1) / 9,  T(1) / 11,
+                                  T(1) / 13, T(1) / 15, T(1) / 17, T(1) / 19, T(1) / 21, T(1) / 23,
+                                  T(1) / 25, T(1) / 27, T(1) / 29, T(1) / 31, T(1) / 33};
+};
+template <>
+struct atanh_coefficients<float> {
+    static constexpr float value[] = {1.0F,     1.0F / 3,  1.0F / 5,  1.0F / 7,
+                                      1.0F / 9, 1.0F / 11, 1.0F / 13, 1.0F / 15};
+};
+
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), the logarithm as 2 atanh(e / (2 + e)). 4 ulp; 0 below
+// exp_lowest.
+template <class T, class Arch>
+SLUICE_INLINE pack<T, Arch> softplus(pack<T, Arch> x) {
+    using P = pack<T, Arch>;
+    const P e = exp_nonpositive(-absolute(x)), t = e / (e + P(T(2)));
+    const P positive = select(x < P(T(0)), P(T(0)), x);
+    return fma(t + t, polynomial(t * t, atanh_coefficients<T>::value), positive);
+}
+
 // Minimax coefficients in (a - 2) / (a + 4), lowest first, of (a + 4) e^(a^2/2) (1 - Phi(a)), where Phi
 // is the distribution of the standard normal, for a >= 0 as far as e^(-a^2/2) is a normal number. Relative
 // error 7.5e-9 and 1.9e-17.
