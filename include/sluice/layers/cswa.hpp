@@ -145,8 +145,8 @@ private:
         tensors t;
         t.q = heads_.take_queries(keep, wanted);
         t.k = heads_.take_keys(keep, rows);
-        t.v = keep.take<T>(rows, c.n_kv_heads * c.head_dim);
-        t.y = keep.take<T>(wanted, c.n_heads * c.head_dim);
+        t.v = keep.take<T>(rows, params_.w_v.rows());
+        t.y = keep.take<T>(wanted, params_.w_q.rows());
         t.lse = keep.take<T>(wanted, c.n_heads);
         return t;
     }
@@ -154,14 +154,14 @@ private:
         const auto& c = config_.attention;
         tensors t;
         t.lse = tape.pop<T>(wanted, c.n_heads);
-        t.y = tape.pop<T>(wanted, c.n_heads * c.head_dim);
-        t.v = tape.pop<T>(rows, c.n_kv_heads * c.head_dim);
+        t.y = tape.pop<T>(wanted, params_.w_q.rows());
+        t.v = tape.pop<T>(rows, params_.w_v.rows());
         t.k = heads_.pop_keys(tape, rows);
         t.q = heads_.pop_queries(tape, wanted);
         return t;
     }
     split_rows take_split(const batch& b, arena& workspace) const {
-        const idx width = config_.attention.n_kv_heads * config_.attention.head_dim;
+        const idx width = params_.w_v.rows();
         const idx hidden = b.rows() - b.n_tokens;
         split_rows s;
         s.k = workspace.take<T>(b.n_tokens, width);
