@@ -10,6 +10,7 @@
 #include "../kernels/activation.hpp"
 #include "../kernels/gemm_few_rows.hpp"
 
+#include <algorithm>
 #include <optional>
 
 namespace sluice {
@@ -53,6 +54,7 @@ struct product {
     const T* start = nullptr;
     idx start_row = 0;
     std::optional<activation> act{};
+    bool grouped = false; // one of several in a region: nothing is prepared for all of its tasks
 
     static constexpr idx cols = kernels::gemm_tile<T, Arch>::cols;
     static constexpr idx width = 16 * cols;                      // columns of a task: 512 KiB of B stay in L2
@@ -79,7 +81,8 @@ struct product {
     // copy of A stays in L2 from the first panel to the last, take one panel after another from end to end.
     bool panel_by_panel() const { return b.panels && !few_rows() && c.rows() <= height(); }
     bool few_tiles() const {
-        return panel_by_panel() && c.rows() <= 4 * tile_rows() && c.rows() * (k + gap) <= most_copied;
+        return !grouped && panel_by_panel() && c.rows() <= 4 * tile_rows() &&
+               c.rows() * (k + gap) <= most_copied;
     }
     static constexpr idx most_copied = idx{1} << 17;
     // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, those
@@ -98,36 +101,53 @@ struct product {
     // `then` follows each block of the result while it is in the caches, with what the worker had for it.
     template <class F>
     void run(arena& workspace, executor_ref ex, const F& then) const {
-        const idx m = c.rows(), n = c.cols(), workers = ex.concurrency();
-        const idx wanted = workers == 1 ? 1 : 4 * workers; // so that workers end together
-        const idx panels = ceil_div(n, cols);
-        const idx even_share = ceil_div(panels, m > 4 * tile_rows() && !panel_by_panel() ? 1 : wanted);
-        const idx task_panels = std::clamp<idx>(even_share, 1, most_panels());
-        const idx n_tasks = ceil_div(panels, task_panels);
-        const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile_rows());
-        const idx m_tasks = ceil_div(m, rows);
         const arena::scope scope(workspace);
-        // fewer rows never take more than many
-        const idx b_size = needs_panels(m) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
-        const idx a_size = panels == 1 ? 0 : std::min(height(), m) * (deep + gap);
-        T* scratch = workspace.take<T>(workers * (a_size + b_size));
+        const idx m = c.rows(), workers = ex.concurrency();
+        T* scratch = workspace.take<T>(workers, scratch_size()).data();
         T* copy =
             workspace.take<T>(b.panels ? std::min(std::min(m, 4 * tile_rows()) * (k + gap), most_copied) : 0);
-        product_rows<T> rows_a = a;
+        product_rows<T> rows = a;
         if (few_tiles() && !ex.dry()) {
             for (idx i = 0; i < m; ++i) std::copy_n(a.data + i * a.row, k, copy + i * (k + gap));
-            rows_a = {copy, k + gap};
+            rows = {copy, k + gap};
         }
-        ex(n_tasks * m_tasks, [&](idx begin, idx end, idx worker) {
-            T* mine = scratch + worker * (a_size + b_size);
+        const task_grid grid = tasks(workers == 1 ? 1 : 4 * workers); // so that workers end together
+        ex(grid.count(), [&](idx begin, idx end, idx worker) {
+            const tools with = tools_of(rows, scratch + worker * scratch_size());
             for (idx task = begin; task < end; ++task) {
-                const idx i = task % m_tasks * rows, j = task / m_tasks * task_panels * cols;
-                const block t{i, std::min(rows, m - i), j, std::min(task_panels * cols, n - j)};
-                const tools with{rows_a, mine, mine + a_size};
+                const block t = grid.at(task, *this);
                 multiply(t, with);
                 then(t, with);
             }
         });
+    }
+
+    // How C is cut: blocks of whole panels, and of rows where there are too few of those.
+    struct task_grid {
+        idx columns, n_columns, rows, n_rows; // of a task; tasks
+        idx count() const { return n_columns * n_rows; }
+        block at(idx task, const product& p) const {
+            const idx i = task % n_rows * rows, j = task / n_rows * columns;
+            return {i, std::min(rows, p.c.rows() - i), j, std::min(columns, p.c.cols() - j)};
+        }
+    };
+    task_grid tasks(idx wanted) const {
+        const idx m = c.rows(), panels = ceil_div(c.cols(), cols);
+        const idx even_share = ceil_div(panels, m > 4 * tile_rows() && !panel_by_panel() ? 1 : wanted);
+        const idx task_panels = std::clamp<idx>(even_share, 1, most_panels());
+        const idx n_tasks = ceil_div(panels, task_panels);
+        const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile_rows());
+        return {task_panels * cols, n_tasks, rows, ceil_div(m, rows)};
+    }
+    // Elements that a worker needs; fewer rows never take more than many.
+    idx scratch_size() const { return a_size() + b_size(); }
+    tools tools_of(const product_rows<T>& rows, T* scratch) const {
+        return {rows, scratch, scratch + a_size()};
+    }
+    idx a_size() const { return c.cols() <= cols ? 0 : std::min(height(), c.rows()) * (deep + gap); }
+    idx b_size() const {
+        const idx panels = ceil_div(c.cols(), cols);
+        return needs_panels(c.rows()) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
     }
 
     // Whether a task of so many rows reads B through panels of T made for it.
@@ -252,6 +272,37 @@ struct product {
         });
     }
 };
+
+// n products of one region, each with rows of its own: product_of(i), whose largest possible one is `worst`.
+// `then` follows each block, with the number of its product.
+template <class T, class Worst, class F, class Then>
+void run_products(idx n, const Worst& worst, const F& product_of, arena& workspace, executor_ref ex,
+                  const Then& then) {
+    const arena::scope scope(workspace);
+    const idx workers = ex.concurrency();
+    T* scratch = workspace.take<T>(workers, worst.scratch_size()).data();
+    idx* first = workspace.take<idx>(n + 1); // task of each product
+    if (ex.dry()) return;
+    idx active = 0;
+    for (idx i = 0; i < n; ++i) active += product_of(i).c.empty() ? 0 : 1;
+    const idx wanted = workers == 1 ? 1 : ceil_div(8 * workers, std::max<idx>(active, 1));
+    first[0] = 0;
+    for (idx i = 0; i < n; ++i) {
+        const auto p = product_of(i);
+        first[i + 1] = first[i] + (p.c.empty() ? 0 : p.tasks(wanted).count());
+    }
+    ex(first[n], [&](idx begin, idx end, idx worker) {
+        idx i = std::upper_bound(first, first + n + 1, begin) - first - 1;
+        for (idx task = begin; task < end; ++task) {
+            while (task >= first[i + 1]) ++i;
+            const auto p = product_of(i);
+            const auto t = p.tasks(wanted).at(task - first[i], p);
+            const auto with = p.tools_of(p.a, scratch + worker * worst.scratch_size());
+            p.multiply(t, with);
+            then(i, t, with);
+        }
+    });
+}
 
 } // namespace detail
 } // namespace SLUICE_ISA
