@@ -60,7 +60,7 @@ struct routed {
     }
     template <class Arch = native>
     router_report run(executor_ref ex = {}) {
-        arena workspace(std::size_t{1} << 22);
+        static arena workspace(std::size_t{1} << 22); // for all: it is larger than what most need
         return route<Arch, T>(c, logits, inputs(), indices.view(), weights.view(), workspace, ex);
     }
     std::vector<double> row(idx t) const {
