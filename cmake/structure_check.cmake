@@ -216,7 +216,7 @@ function(check_header file)
             violation(${file} ${number} "the umbrella header holds includes and nothing else.")
         endif()
         # Whoever binds has not looked at the config yet, which may come from a file.
-        if(line MATCHES "take<.*[^a-z_]c[.][a-z_.]+ [*] |take<.* [*] c[.]")
+        if(line MATCHES "[^a-z_]a[.]take<.*([^a-z_]c[.][a-z_.]+ [*] | [*] c[.])")
             violation(${file} ${number} "a product of a config's values may wrap round; use size_product.")
         endif()
         # In the library's own names the word xsimd appears in comments only.

@@ -1,10 +1,12 @@
 #include "support/catch.hpp"
+#include "support/scratch_folder.hpp"
 
 #include <sluice/core/tensor.hpp>
 #include <sluice/io/safetensors.hpp>
 
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <vector>
@@ -562,4 +564,49 @@ TEST_CASE("headers of a million keys are read and more are refused") {
     const io::safetensors_options options{.max_header = 100'000'000};
     CHECK(parse(made(header + "}", 0), options).metadata().size() == 1'000'000);
     CHECK(complaint(made(more + "}", 0), options) == "more than 1000000 keys in one object");
+}
+
+// Eight gigabytes that take a few pages of disk and of memory: a hole in a file, mapped.
+TEST_CASE("a tensor of more than 4 GiB, and one behind it") {
+    if (sizeof(void*) < 8) return;
+    const sluice::test::scratch_folder folder("large_file");
+    const std::string path = folder / "large.safetensors";
+    constexpr std::uint64_t rows = (std::uint64_t{1} << 31) + 3, large = rows * 4, all = large + 8;
+    std::string header = R"({"large":{"dtype":"F32","shape":[)" + std::to_string(rows) +
+                         R"(,1],"data_offsets":[0,)" + std::to_string(large) +
+                         R"(]},"last":{"dtype":"I32","shape":[2],"data_offsets":[)" + std::to_string(large) +
+                         "," + std::to_string(all) + "]}}";
+    header.append((56 - header.size() % 64) % 64, ' '); // so that the data can be viewed
+    const std::uint64_t data = 8 + header.size();
+    std::ofstream(path, std::ios::binary) << with_length(header.size(), header);
+    std::error_code refused;
+    std::filesystem::resize_file(path, data + all, refused);
+    if (refused) {
+        WARN("skipped: the file system has no room for holes: " << refused.message());
+        return;
+    }
+    auto write = [&](std::uint64_t at, std::int32_t value) {
+        std::fstream out(path, std::ios::binary | std::ios::in | std::ios::out);
+        out.seekp(static_cast<std::streamoff>(data + at));
+        out.write(reinterpret_cast<const char*>(&value), 4);
+    };
+    write(large, 1234);
+    write(large + 4, -5);
+    write((std::uint64_t{1} << 32) + 4, std::bit_cast<std::int32_t>(2.5F));
+    write(large - 4, std::bit_cast<std::int32_t>(-7.0F));
+    const io::safetensors file = io::map(path);
+    CHECK(file.info("large").text() == "F32 [2147483651, 1]");
+    CHECK(file.info("large").bytes.size() == large);
+    const auto view = file.view<float>("large");
+    CHECK((view.rows() == static_cast<idx>(rows) && view.size() == static_cast<idx>(rows)));
+    CHECK((view(0, 0) == 0 && view((idx{1} << 30) + 1, 0) == 2.5F && view(view.rows() - 1, 0) == -7));
+    sluice::tensor<std::int32_t> last(1, 2);
+    file.copy_to("last", last.view());
+    CHECK((last(0, 0) == 1234 && last(0, 1) == -5));
+    // and a byte more or less is noticed that far out
+    for (const std::uint64_t size : {data + all - 1, data + all + 1, data + large}) {
+        std::filesystem::resize_file(path, size);
+        CHECK_THROWS_AS(io::safetensors(io::map(path)), sluice::input_error);
+    }
+    CHECK_THROWS_AS(io::read(path, std::size_t{1} << 32), sluice::input_error); // before anything is taken
 }

@@ -4,10 +4,12 @@
 #include <sluice/core/tensor.hpp>
 #include <sluice/io/safetensors_writer.hpp>
 
+#include <clocale>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <locale>
 #include <string>
 #include <vector>
 
@@ -282,4 +284,41 @@ TEST_CASE("a tensor larger than the buffer is streamed") {
     for (idx i = 0; i < 300; ++i)
         for (idx j = 0; j < 990; ++j) same = same && v(i, j) == t(i, j + 3) && all(i, j) == t(i, j);
     CHECK(same);
+}
+
+// A program may have set a locale that writes 1.000,5.
+TEST_CASE("the locale changes neither what is written nor what is read") {
+    struct commas : std::numpunct<char> {
+        char do_decimal_point() const override { return ','; }
+        char do_thousands_sep() const override { return '.'; }
+        std::string do_grouping() const override { return "\3"; }
+    };
+    struct other_locale {
+        std::locale before = std::locale::global(std::locale(std::locale::classic(), new commas));
+        std::string c_before = std::setlocale(LC_ALL, nullptr);
+        other_locale() {
+            for (const char* name : {"de_DE.UTF-8", "fr_FR.UTF-8", "de_DE", "German"})
+                if (std::setlocale(LC_ALL, name) != nullptr) break; // where the system has one
+        }
+        ~other_locale() {
+            std::locale::global(before);
+            std::setlocale(LC_ALL, c_before.c_str());
+        }
+    };
+    sluice::tensor<float> t(1234, 3);
+    t(1233, 2) = 0.5F;
+    auto write = [&] {
+        const scratch s("locale");
+        io::safetensors_writer out;
+        out.add("t", t.view());
+        out.metadata("rate", "0.5");
+        out.save(s.path());
+        const io::safetensors file(io::read(s.path()));
+        CHECK(file.info("t").text() == "F32 [1234, 3]");
+        CHECK(file.view<float>("t")(1233, 2) == 0.5F);
+        return s.content();
+    };
+    const std::string usual = write();
+    const other_locale now;
+    CHECK(write() == usual);
 }

@@ -91,4 +91,45 @@ struct guarded_params {
     std::deque<guarded<T>> tensors;
 };
 
+// Address space that takes memory only where it is touched, for matrices whose rows lie so far apart that the
+// last is more than 2^32 elements behind the first.
+class far_rows {
+public:
+    explicit far_rows(idx n_matrices) {
+#if defined(MAP_NORESERVE)
+        if (sizeof(void*) < 8) return;
+        size_ = static_cast<std::size_t>(n_matrices) * stretch;
+        void* at = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                          -1, 0);
+        if (at != MAP_FAILED) memory_ = static_cast<std::byte*>(at);
+#endif
+    }
+    far_rows(const far_rows&) = delete;
+    ~far_rows() {
+#if defined(MAP_NORESERVE)
+        if (memory_ != nullptr) ::munmap(memory_, size_);
+#endif
+    }
+    bool available() const { return memory_ != nullptr; } // a system may refuse
+
+    // The next matrix, zeroed or a copy.
+    template <class T>
+    tensor_view<T> take(idx rows, idx cols) {
+        T* at = reinterpret_cast<T*>(memory_ + stretch * taken_++);
+        const auto stride = static_cast<idx>(stretch / sizeof(T)) / std::max<idx>(rows, 1);
+        return {at, rows, cols, std::max(stride - 3, cols)};
+    }
+    template <class T>
+    tensor_view<std::remove_const_t<T>> copy_of(const tensor_view<T>& from) {
+        const auto to = take<std::remove_const_t<T>>(from.rows(), from.cols());
+        for (idx i = 0; i < from.rows(); ++i) std::copy_n(from.row(i), from.cols(), to.row(i));
+        return to;
+    }
+
+private:
+    static constexpr auto stretch = static_cast<std::size_t>(std::uint64_t{36} << 30); // on 64 bits
+    std::byte* memory_ = nullptr;
+    std::size_t size_ = 0, taken_ = 0;
+};
+
 } // namespace sluice::test

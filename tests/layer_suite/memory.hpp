@@ -192,4 +192,54 @@ void layer_suite<Traits, Type>::touches_nothing_beyond_its_memory() {
     });
 }
 
+// Offsets of rows that no 32 bits hold, in x, y, weights and gradients.
+template <class Traits, class Type>
+void layer_suite<Traits, Type>::rows_may_be_gigabytes_apart() {
+    for_each_variant(false, [](const subject& s) {
+        const sample<T> rows({5, 0, 1, 9}, s.layer.d_in(), 97);
+        const idx n = 15;
+        const auto want = forward(s.layer, rows);
+        auto& near = const_cast<subject&>(s).narrow;
+        far_rows space(4 + 2 * static_cast<idx>(near.tensors.size()));
+        if (!space.available()) {
+            WARN("skipped: no address space for matrices of 36 GiB");
+            return;
+        }
+        auto copied = [&](auto& set, const auto& tensors) {
+            std::size_t i = 0;
+            each_param([&](const param_name&, role, auto& t) { t = space.copy_of(tensors[i++].view()); },
+                       set.view);
+        };
+        owned_params<params<const T>> weights(s.layer.config());
+        copied(weights, near.tensors);
+        const layer_type layer(s.layer.config(), weights.view);
+        const limits most{.max_tokens = 9, .max_rows = n, .n_sequences = 4};
+        const sizes need = layer.bytes(most);
+        arena workspace(need.workspace), tape(need.tape), memory(need.state);
+        const auto x = space.copy_of(rows.x.view()), y = space.template take<T>(n, layer.d_out());
+        layer.forward(rows.rows(), x, y, nullptr, workspace);
+        expect(different_bits(y, want.view()));
+        fill(y, T(0));
+        auto state = layer.bind_state(memory, most);
+        layer.extend(rows.rows(), x, y, state, workspace);
+        expect(different_bits(y, want.view()));
+        if constexpr (trains) {
+            const auto dy = uniform_matrix<T>(n, layer.d_out(), 98);
+            gradients right(s, n);
+            backward(s.layer, rows.rows(), rows.x.view(), dy.view(), right);
+            owned_params<params<T>> grad(layer.config());
+            spread_params<params<T>, T> zeros(layer.config());
+            copied(grad, zeros.tensors);
+            const auto far_dy = space.copy_of(dy.view()), dx = space.template take<T>(n, layer.d_in());
+            layer.forward(rows.rows(), x, y, &tape, workspace);
+            layer.backward(rows.rows(), x, far_dy, dx, tape, grad.view, workspace);
+            expect(different_bits(dx, right.dx.view()));
+            std::size_t i = 0;
+            each_param([&](const param_name&, role,
+                           auto& t) { expect(different_bits(t, right.grad.tensors[i++].view())); },
+                       grad.view);
+        }
+    });
+}
+
 } // namespace sluice::test

@@ -149,6 +149,7 @@ public:
     static void takes_the_memory_it_says();
     static void too_little_memory_is_refused_before_output();
     static void touches_nothing_beyond_its_memory();
+    static void rows_may_be_gigabytes_apart();
 
     // bad_input.hpp
     static void wrong_shapes_are_named();

@@ -53,7 +53,8 @@ enum class mistake {
     spreads_nan,
     reads_beyond,
     shares_memory_of_calls,
-    depends_on_rounding
+    depends_on_rounding,
+    counts_in_32_bits
 };
 mistake made = mistake::none;
 
@@ -116,6 +117,9 @@ public:
         if (made == mistake::accepts_any_arguments)
             x = x.row_block(0, b.n_tokens).col_block(0, d_in()),
             y = y.row_block(0, b.n_tokens).col_block(0, d_out());
+        if (made == mistake::counts_in_32_bits &&
+            x.rows() * x.row_stride() > std::numeric_limits<std::int32_t>::max())
+            x = {x.data(), x.rows(), x.cols()};
         if (made == mistake::ignores_strides) x = {x.data(), x.rows(), x.cols()};
         inner_.forward(b, x, y, tape, workspace, ex);
         if (tape != nullptr && made == mistake::finds_a_small_tape_late) tape->take<T>(1);
@@ -269,6 +273,7 @@ SLUICE_NOTICES(forgets_when_full, states_refuse_what_they_cannot_hold)
 SLUICE_NOTICES(never_truncates, states_refuse_what_they_cannot_hold)
 SLUICE_NOTICES(spreads_nan, no_value_leaves_its_sequence)
 SLUICE_NOTICES(shares_memory_of_calls, two_threads_may_call_one_layer)
+SLUICE_NOTICES(counts_in_32_bits, rows_may_be_gigabytes_apart)
 SLUICE_NOTICES(depends_on_rounding, other_float_modes_change_little)
 
 TEST_CASE("notices a wrong reference that is right: a_wrong_reference_is_noticed", "[!shouldfail]") {

@@ -60,7 +60,7 @@ struct routed {
     }
     template <class Arch = native>
     router_report run(executor_ref ex = {}) {
-        arena workspace(std::size_t{1} << 22);
+        static arena workspace(std::size_t{1} << 22); // for all: it is larger than what most need
         return route<Arch, T>(c, logits, inputs(), indices.view(), weights.view(), workspace, ex);
     }
     std::vector<double> row(idx t) const {
@@ -368,6 +368,7 @@ TEST_CASE("routing: backward is the gradient of the weights, for every score and
         for (const auto& rule : all_rules())
             for (auto drop : {capacity_rule::none, capacity_rule::share})
                 for (auto after : {weights_after_drop::kept, weights_after_drop::renormalised}) {
+                    if (drop == capacity_rule::none && after == weights_after_drop::renormalised) continue;
                     router_config c{.n_experts = 7, .top_k = 3, .choice = router_choice::hash_table};
                     c.score = score;
                     c.weights = rule;
@@ -393,17 +394,20 @@ TEST_CASE("routing: backward is the gradient of the weights, for every score and
                     idx dropped = 0;
                     for (idx i = 0; i < 15; ++i) dropped += r.indices.data()[i] < 0;
                     arena workspace(std::size_t{1} << 16);
-                    for (auto* arch : {"native", "scalar"}) {
-                        auto back = [&](auto which) {
-                            route_backward<decltype(which), double>(c, r.logits, r.indices.view(), dweights,
-                                                                    dlogits.view(), workspace, {});
-                        };
-                        arch[0] == 'n' ? back(native{}) : back(simd::scalar{});
-                        INFO(text_of(c) << ", " << arch);
-                        REQUIRE((dropped > 0) == (drop == capacity_rule::share));
-                        REQUIRE(wrong_gradient(loss, r.logits.view(), dlogits.view()) == "");
-                        REQUIRE(dlogits.touched() == "");
-                    }
+                    auto back = [&](auto arch, const tensor_view<double>& to) {
+                        route_backward<decltype(arch), double>(c, r.logits, r.indices.view(), dweights, to,
+                                                               workspace, {});
+                    };
+                    padded<double> by_scalar(5, 7);
+                    back(native{}, dlogits.view());
+                    back(simd::scalar{}, by_scalar.view());
+                    INFO(text_of(c));
+                    REQUIRE((dropped > 0) == (drop == capacity_rule::share));
+                    for (idx t = 0; t < 5; ++t)
+                        for (idx e = 0; e < 7; ++e)
+                            REQUIRE(compare_number(by_scalar(t, e), dlogits(t, e), 1e-13) == "");
+                    REQUIRE(wrong_gradient(loss, r.logits.view(), dlogits.view()) == "");
+                    REQUIRE(dlogits.touched() == "");
                 }
 }
 

@@ -52,6 +52,8 @@
                          states_refuse_what_they_cannot_hold, __VA_ARGS__)                                   \
     SLUICE_TEST_PROPERTY(prefix, traits, "no value leaves its sequence", no_value_leaves_its_sequence,       \
                          __VA_ARGS__)                                                                        \
+    SLUICE_TEST_PROPERTY(prefix, traits, "rows may be gigabytes apart", rows_may_be_gigabytes_apart,         \
+                         __VA_ARGS__)                                                                        \
     SLUICE_TEST_PROPERTY(prefix, traits, "other floating-point modes change little",                         \
                          other_float_modes_change_little, __VA_ARGS__)                                       \
     SLUICE_TEST_PROPERTY(prefix, traits, "touches nothing beyond its memory",                                \

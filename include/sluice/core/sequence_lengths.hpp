@@ -48,7 +48,7 @@ struct sequence_lengths {
     // Throws unless every sequence of the batch has a slot of its own with room for its tokens.
     void check_room(const batch& b) const {
         for (idx s = 0; s < b.n_sequences(); ++s) {
-            const idx slot = b.slot(s), n = b.end(s) - b.begin(s);
+            const idx slot = b.slot(s), n = b.tokens(s);
             check_slot(slot);
             for (idx other = 0; other < s; ++other)
                 if (b.slot(other) == slot)
@@ -67,7 +67,7 @@ struct sequence_lengths {
     void append(const batch& b) {
         for (idx s = 0; s < b.n_sequences(); ++s) {
             const idx slot = b.slot(s);
-            length(0, slot) += b.end(s) - b.begin(s);
+            length(0, slot) += b.tokens(s);
             newest(0, slot) = std::max(newest(0, slot), length(0, slot));
         }
     }

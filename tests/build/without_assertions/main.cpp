@@ -127,6 +127,37 @@ void rows_routes_and_draws() {
     });
 }
 
+void experts() {
+    arena workspace(1 << 16);
+    tensor<float> logits(2, 4), weights(2, 2);
+    tensor<std::int32_t> indices(2, 2), table(3, 2);
+    const std::array<std::int32_t, 6> entries{0, 1, 2, 3, 1, 1};
+    std::copy(entries.begin(), entries.end(), table.data());
+    router_config c{.n_experts = 4, .top_k = 2};
+    std::vector<token_id> ids{0, 1};
+    auto run = [&] {
+        route<simd::native, float>(c, logits.view(), {.ids = ids, .hash_table = table.view()}, indices.view(),
+                                   weights.view(), workspace, {});
+    };
+    fill(logits.view().row_block(1, 1), -std::numeric_limits<float>::infinity());
+    refused<input_error>("logits of -inf", run);
+    fill(logits.view(), 0.0F);
+    c.choice = router_choice::hash_table;
+    run();
+    for (token_id bad : {-1, 3, 2}) { // the last has one expert twice
+        ids[1] = bad;
+        refused<input_error>("an id of a table of experts", run);
+    }
+    ids[1] = 1;
+    table(1, 0) = 4;
+    refused<input_error>("an expert of a table", run);
+    c.top_k = 5;
+    refused<config_error>("top_k above n_experts", run);
+    indices(1, 1) = 4;
+    refused<input_error>("a plan of experts that are not there",
+                         [&] { plan_slots(indices.view(), {.n_experts = 4}, workspace, {}); });
+}
+
 void shapes_and_memory() {
     float x = 0;
     refused<config_error>("a negative shape", [&] { tensor_view<float>(&x, -1, 1); });
@@ -155,6 +186,7 @@ void files() {}
 int main() {
     tokens_batches_and_states();
     rows_routes_and_draws();
+    experts();
     shapes_and_memory();
     files();
     std::printf("%d of %d refused\n", n_checked - n_accepted, n_checked);
