@@ -1,0 +1,395 @@
+// Mixture of experts: a router sends each token to a few feed-forward experts, and their outputs come back
+// weighted (Shazeer et al., "Outrageously large neural networks", 2017; Jiang et al., "Mixtral of experts",
+// 2024; DeepSeek-AI, "DeepSeek-V3", 2024).
+//   y = sum_j w_j F_{e_j}(x) [+ shared(x), or sigmoid(x . v) shared(x)],   or F_{e_j}(w_j x) (Llama 4)
+// No token is dropped unless the router has a capacity. A token's bits do not depend on the others.
+#pragma once
+
+#include "../ops/routing.hpp"
+#include "feed_forward.hpp"
+
+namespace sluice {
+
+enum class shared_gate { none, sigmoid };
+enum class router_weight_on { output, input };
+
+struct moe_config {
+    idx d_model = 0;
+    router_config router{};
+    feed_forward_config expert{}; // d_model may be left out
+    idx shared_d_ff = 0;          // of an expert that every token goes to, of the same kind; 0: none
+    shared_gate gate = shared_gate::none;
+    router_weight_on weight_on = router_weight_on::output;
+    bool router_bias = false;
+    tensor_view<const std::int32_t> hash_table{}; // vocabulary x top_k, where the router looks experts up
+
+    feed_forward_config expert_config() const {
+        feed_forward_config c = expert;
+        c.d_model = d_model;
+        return c;
+    }
+    feed_forward_config shared_config() const {
+        feed_forward_config c = expert_config();
+        c.d_ff = shared_d_ff;
+        return c;
+    }
+    idx n_experts() const { return router.n_experts - router.n_identity; } // with weights
+};
+
+template <class W>
+struct moe_params {
+    using V = vector_type<W>;
+    tensor_view<V> router;                      // router.n_experts x d_model
+    tensor_view<V> router_bias, selection_bias; // 1 x router.n_experts, or empty
+    std::span<feed_forward_params<W>> experts;  // the views themselves live in the arena they were bound from
+    feed_forward_params<W> shared;              // or empty
+    tensor_view<V> shared_gate;                 // 1 x d_model, or empty
+
+    static moe_params bind(arena& a, const moe_config& c) {
+        require(c.n_experts() >= 1, "moe", "there must be an expert");
+        moe_params p;
+        p.router = a.take<V>(c.router.n_experts, c.d_model);
+        if (c.router_bias) p.router_bias = a.take<V>(1, c.router.n_experts);
+        if (c.router.selection_bias) p.selection_bias = a.take<V>(1, c.router.n_experts);
+        auto* at = a.take_views<feed_forward_params<W>>(c.n_experts());
+        if (at == nullptr)
+            a.count(c.n_experts(), [&] { (void)feed_forward_params<W>::bind(a, c.expert_config()); });
+        for (idx e = 0; at != nullptr && e < c.n_experts(); ++e)
+            at[e] = feed_forward_params<W>::bind(a, c.expert_config());
+        p.experts = {at, at == nullptr ? 0 : static_cast<std::size_t>(c.n_experts())};
+        if (c.shared_d_ff > 0) p.shared = feed_forward_params<W>::bind(a, c.shared_config());
+        if (c.shared_d_ff > 0 && c.gate == sluice::shared_gate::sigmoid)
+            p.shared_gate = a.take<V>(1, c.d_model);
+        return p;
+    }
+    template <class F, class First, class... Sets>
+    static void each(F& f, const param_name& at, First& first, Sets&... sets) {
+        f(param_name(at, "router"), role::matrix, first.router, sets.router...);
+        if (!first.router_bias.empty())
+            f(param_name(at, "router_bias"), role::vector, first.router_bias, sets.router_bias...);
+        if (!first.selection_bias.empty())
+            f(param_name(at, "selection_bias"), role::buffer, first.selection_bias, sets.selection_bias...);
+        const param_name experts(at, "experts");
+        for (std::size_t e = 0; e < first.experts.size(); ++e)
+            feed_forward_params<W>::each(f, param_name(experts, static_cast<idx>(e)), first.experts[e],
+                                         sets.experts[e]...);
+        if (!first.shared.w_up.empty())
+            feed_forward_params<W>::each(f, param_name(at, "shared"), first.shared, sets.shared...);
+        if (!first.shared_gate.empty())
+            f(param_name(at, "shared_gate"), role::vector, first.shared_gate, sets.shared_gate...);
+    }
+};
+
+// The router normal with deviation 0.02 (as DeepSeek-V3 and Qwen initialise all matrices), so that experts
+// start evenly used; experts as feed_forward; biases and the shared gate zero.
+template <class T>
+void initialise(const moe_params<T>& p, const moe_config& c, const random_source& numbers) {
+    fill_normal(p.router, 0.02, numbers.split(0));
+    for (const auto& b : {p.router_bias, p.selection_bias, p.shared_gate}) fill(b, T(0));
+    for (std::size_t e = 0; e < p.experts.size(); ++e)
+        initialise(p.experts[e], c.expert_config(), numbers.split(2 + e));
+    if (c.shared_d_ff > 0) initialise(p.shared, c.shared_config(), numbers.split(1));
+}
+
+inline namespace SLUICE_ISA {
+
+template <class T, class W = T, class Arch = simd::native>
+class moe {
+public:
+    using scalar = T;
+    using arch = Arch;
+    static constexpr bool trainable = std::is_same_v<std::remove_const_t<W>, T>; // weights stored as T
+    using config_type = moe_config;
+    using params_type = moe_params<W>;
+    using grad_type = moe_params<T>;
+    using state_type = no_state;
+
+    moe(const moe_config& config, const params_type& params) : config_(config), params_(params) {
+        require_positive(config.d_model, "moe", "d_model");
+        check_router(config.router, "moe");
+        require(config.router.choice != router_choice::soft, "moe", "soft routing is another layer's");
+        require(config.router.noise.kind == router_noise::none && config.router.noise.jitter == 0, "moe",
+                "noise and jitter are the caller's: see ops/routing.hpp");
+        require(config.expert.d_model == 0 || config.expert.d_model == config.d_model, "moe",
+                "expert.d_model must be d_model, or left out");
+        require(config.shared_d_ff >= 0, "moe", "shared_d_ff must not be negative");
+        require(config.gate == shared_gate::none || config.shared_d_ff > 0, "moe",
+                "a shared gate needs a shared expert");
+        const auto& c = config.router;
+        require_shape(params.router, c.n_experts, config.d_model, "moe", "router");
+        require_shape(params.router_bias, config.router_bias, config.router_bias ? c.n_experts : 0, "moe",
+                      "router_bias");
+        require_shape(params.selection_bias, c.selection_bias, c.selection_bias ? c.n_experts : 0, "moe",
+                      "selection_bias");
+        if (static_cast<idx>(params.experts.size()) != config.n_experts())
+            SLUICE_THROW(config_error("moe: params hold " + std::to_string(params.experts.size()) +
+                                      " experts, the config says " + std::to_string(config.n_experts())));
+        for (idx e = 0; e < config.n_experts(); ++e) (void)expert(e); // checks its shapes
+        const bool gated = config.gate == shared_gate::sigmoid;
+        if (config.shared_d_ff > 0) (void)shared();
+        require_shape(params.shared_gate, gated, gated ? config.d_model : 0, "moe", "shared_gate");
+    }
+
+    const moe_config& config() const { return config_; }
+    const params_type& params() const { return params_; }
+    idx d_in() const { return config_.d_model; }
+    idx d_out() const { return config_.d_model; }
+
+    // b.ids are read where experts are looked up by token.
+    void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
+                 executor_ref ex = {}) const {
+        require_shape(x, b.rows(), d_in(), "moe", "x");
+        require_shape(y, b.rows(), d_in(), "moe", "y");
+        if (tape != nullptr) check_router(config_.router, "moe", router_use::training);
+        rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
+        const arena::scope scope(workspace);
+        arena& keep = tape == nullptr ? workspace : *tape;
+        const idx n = b.rows();
+        record r;
+        r.logits = keep.take<T>(n, config_.router.n_experts);
+        r.indices = keep.take<std::int32_t>(n, config_.router.slots());
+        r.weights = keep.take<T>(n, config_.router.slots());
+        matmul<Arch>(x, params_.router, r.logits, {.bias = params_.router_bias}, workspace, ex);
+        route<Arch, T>(config_.router, r.logits,
+                       {.bias = params_.selection_bias, .ids = b.ids, .hash_table = config_.hash_table},
+                       r.indices, r.weights, workspace, ex);
+        r.plan = plan_slots(r.indices, {config_.n_experts(), config_.router.n_identity}, keep, ex);
+        const idx rows = r.plan.n_rows(), f = config_.expert.d_ff;
+        if (config_.expert.gated()) r.gate = keep.take<T>(rows, f);
+        r.up = keep.take<T>(rows, f);
+        r.out = keep.take<T>(rows, d_in());
+        const bool on_input = config_.weight_on == router_weight_on::input;
+        {
+            const arena::scope inner(workspace);
+            const auto gathered = workspace.take<T>(rows, d_in());
+            const auto hidden = tape == nullptr ? r.up : workspace.take<T>(rows, f);
+            gather_slots<Arch, T>(r.plan, x, on_input ? r.weights : tensor_view<T>(), gathered, ex);
+            run_experts(r, gathered, hidden, workspace, ex);
+        }
+        combine_slots<Arch, T>(r.plan, r.out, on_input ? tensor_view<T>() : r.weights, y, ex);
+        if (config_.router.n_identity > 0) add_identity<Arch, T>(r.plan, x, r.weights, y, ex);
+        if (config_.shared_d_ff > 0) {
+            r.shared = keep.take<T>(n, d_in());
+            r.opened = keep.take<T>(n, 1);
+            shared().forward(rows_of(n), x, r.shared, tape, workspace, ex);
+            add_shared(x, r, y, ex);
+        }
+        if (tape != nullptr) tape->push_record(r);
+    }
+
+    void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
+                  arena& workspace, executor_ref ex = {}) const {
+        check_backward<T>(b, x, dy, dx, d_in(), d_in(), "moe");
+        rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
+        const arena::scope scope(workspace);
+        const idx n = b.rows(), k = config_.router.slots(), f = config_.expert.d_ff;
+        record r = tape.pop_record<record>();
+        if (tape.dry()) r = counted(n);
+        const idx rows = r.plan.n_rows();
+        const bool on_input = config_.weight_on == router_weight_on::input;
+        const auto dshared = workspace.take<T>(n, d_in()); // the gradient of x through the shared expert
+        if (config_.shared_d_ff > 0) {
+            shared_backward(x, dy, r, dshared, tape, grad, workspace, ex);
+            (void)tape.pop<T>(n, 1), (void)tape.pop<T>(n, d_in());
+        }
+        const auto dweights = workspace.take<T>(n, k),
+                   dlogits = workspace.take<T>(n, config_.router.n_experts);
+        const auto dout = workspace.take<T>(rows, d_in()), gathered = workspace.take<T>(rows, d_in());
+        const tensor_view<T> none;
+        gather_slots<Arch, T>(r.plan, dy, on_input ? none : r.weights, dout, ex);
+        gather_slots<Arch, T>(r.plan, x, on_input ? r.weights : none, gathered, ex);
+        if (!on_input) slot_products<Arch, T>(r.plan, dy, r.out, x, dweights, ex);
+        experts_backward(r, gathered, dout, grad, workspace, ex); // dout becomes the gradient of gathered
+        if (on_input) slot_products<Arch, T>(r.plan, x, dout, dy, dweights, ex);
+        combine_slots<Arch, T>(r.plan, dout, on_input ? r.weights : none, dx, ex);
+        if (config_.router.n_identity > 0) add_identity<Arch, T>(r.plan, dy, r.weights, dx, ex);
+        route_backward<Arch, T>(config_.router, r.logits, r.indices, dweights, dlogits, workspace, ex);
+        matmul_dx<Arch, T>(dlogits, params_.router, dx, true, workspace, ex);
+        matmul_dw<Arch, T>(dlogits, x, grad.router, workspace, ex);
+        if (config_.router_bias) add_rows<Arch, T>(dlogits, grad.router_bias, ex);
+        if (config_.shared_d_ff > 0) add<Arch, T>(dx, dshared, dx, ex);
+        (void)tape.pop<T>(rows, d_in()), (void)tape.pop<T>(rows, f);
+        if (config_.expert.gated()) (void)tape.pop<T>(rows, f);
+        pop_plan(tape, r.plan);
+        (void)tape.pop<T>(n, k), (void)tape.pop<std::int32_t>(n, k);
+        (void)tape.pop<T>(n, config_.router.n_experts);
+    }
+
+    no_state bind_state(arena&, const limits&) const { return {}; }
+    void extend(const batch& b, in<T> x, tensor_view<T> y, no_state&, arena& workspace,
+                executor_ref ex = {}) const {
+        forward(b, x, y, nullptr, workspace, ex);
+    }
+    sizes bytes(const limits& most) const { return layer_bytes(*this, most); }
+    // Of the experts that a token goes to, as if none were dropped or the identity.
+    double flops(idx n_tokens, idx = 0) const {
+        double each = 2.0 * static_cast<double>(params_.router.size());
+        if (config_.n_experts() > 0) each += static_cast<double>(config_.router.top_k) * expert(0).flops(1);
+        if (config_.shared_d_ff > 0) each += shared().flops(1);
+        return each * static_cast<double>(n_tokens);
+    }
+
+private:
+    using ffn = feed_forward<T, W, Arch>;
+
+    struct record { // what backward needs
+        tensor_view<T> logits, weights, gate, up, out, shared, opened;
+        tensor_view<std::int32_t> indices;
+        routing_plan plan;
+    };
+    // What a record is in a dry run: shapes.
+    record counted(idx n) const {
+        arena none;
+        dry_run nobody;
+        record r;
+        const idx k = config_.router.slots(), rows = n * k, f = config_.expert.d_ff;
+        r.logits = {nullptr, n, config_.router.n_experts};
+        r.weights = {nullptr, n, k};
+        r.indices = {nullptr, n, k};
+        if (config_.expert.gated()) r.gate = {nullptr, rows, f};
+        r.up = {nullptr, rows, f};
+        r.out = {nullptr, rows, d_in()};
+        r.shared = {nullptr, n, d_in()};
+        r.opened = {nullptr, n, 1};
+        r.plan = plan_slots(r.indices, {config_.n_experts(), config_.router.n_identity}, none, nobody);
+        return r;
+    }
+    static void pop_plan(arena& tape, const routing_plan& p) {
+        (void)tape.pop<std::int32_t>(p.most_rows), (void)tape.pop<std::int32_t>(p.most_rows);
+        (void)tape.pop<std::int32_t>(p.n_tokens * p.n_slots), (void)tape.pop<std::int32_t>(p.n_experts + 2);
+    }
+
+    ffn expert(idx e) const {
+        return ffn(config_.expert_config(), params_.experts[static_cast<std::size_t>(e)]);
+    }
+    ffn shared() const { return ffn(config_.shared_config(), params_.shared); }
+    static batch rows_of(idx n) { return {.n_tokens = n}; }
+
+    // Of expert e what a dry run has no weights for.
+    feed_forward_params<W> weights_of(idx e) const {
+        if (!params_.experts.empty()) return params_.experts[static_cast<std::size_t>(e)];
+        arena shapes;
+        return feed_forward_params<W>::bind(shapes, config_.expert_config());
+    }
+
+    // out and hidden from the rows of all experts; keeps gate and up where hidden is apart.
+    void run_experts(const record& r, in<T> rows, tensor_view<T> hidden, arena& workspace,
+                     executor_ref ex) const {
+        const auto& c = config_.expert;
+        auto of = [&](in<T> from, tensor_view<T> to, idx e, bool whole, auto weight, auto bias) {
+            const auto w = weights_of(e);
+            const idx first = whole ? 0 : r.plan.begin(e), n = whole ? from.rows() : r.plan.count(e);
+            auto p = detail::make_product<Arch>(from.row_block(first, n), w.*weight, to.row_block(first, n),
+                                                {.bias = w.*bias});
+            p.grouped = true;
+            return p;
+        };
+        using P = feed_forward_params<W>;
+        const bool gated = c.gated();
+        const auto& acted = gated ? r.gate : r.up;
+        auto inner = [&](idx e, bool whole = false) {
+            return gated ? of(rows, r.gate, e, whole, &P::w_gate, &P::b_gate)
+                         : of(rows, r.up, e, whole, &P::w_up, &P::b_up);
+        };
+        detail::run_products<T>(config_.n_experts(), inner(0, true), inner, workspace, ex,
+                                [&](idx e, const auto& block, const auto& with) {
+                                    const idx first = r.plan.begin(e), n = r.plan.count(e);
+                                    in<T> up;
+                                    if (gated) {
+                                        of(rows, r.up, e, false, &P::w_up, &P::b_up)
+                                            .multiply({block.i, block.rows, block.j, block.cols},
+                                                      {with.a, with.a_scratch, with.b_scratch});
+                                        up = r.up.row_block(first, n);
+                                    }
+                                    (void)acted;
+                                    inner(e).activate({block.i, block.rows, block.j, block.cols}, c.act(), up,
+                                                      hidden.row_block(first, n));
+                                });
+        auto outer = [&](idx e, bool whole = false) {
+            return of(hidden, r.out, e, whole, &P::w_down, &P::b_down);
+        };
+        detail::run_products<T>(config_.n_experts(), outer(0, true), outer, workspace, ex,
+                                [](idx, const auto&, const auto&) {});
+    }
+
+    // From the gradient of out to that of the rows, which takes its place.
+    void experts_backward(const record& r, in<T> rows, tensor_view<T> dout, const grad_type& grad,
+                          arena& workspace, executor_ref ex) const {
+        const auto& c = config_.expert;
+        const arena::scope scope(workspace);
+        const auto hidden = workspace.take<T>(rows.rows(), c.d_ff),
+                   drows = workspace.take<T>(rows.rows(), d_in());
+        auto one = [&](idx e, idx first, idx n, const feed_forward_params<T>& g) {
+            const auto w = weights_of(e);
+            auto part = [&](const tensor_view<T>& t) { return t.empty() ? t : t.row_block(first, n); };
+            const auto gate = part(r.gate), up = part(r.up), h = part(hidden);
+            const tensor_view<T> dx = part(drows), none;
+            const in<T> x = rows.row_block(first, n), dy = part(dout);
+            activate<Arch, T>(c.act(), c.gated() ? gate : up, c.gated() ? up : none, h, ex);
+            matmul_dw<Arch, T>(dy, h, g.w_down, workspace, ex);
+            if (c.bias) add_rows<Arch, T>(dy, g.b_down, ex);
+            matmul_dx<Arch, T>(dy, w.w_down, h, false, workspace, ex); // no longer needed: its gradient
+            if (c.gated())
+                activate_backward<Arch, T>(c.act(), gate, up, h, gate, up, ex);
+            else
+                activate_backward<Arch, T>(c.act(), up, {}, h, up, {}, ex);
+            matmul_dx<Arch, T>(up, w.w_up, dx, false, workspace, ex);
+            matmul_dw<Arch, T>(up, x, g.w_up, workspace, ex);
+            if (c.bias) add_rows<Arch, T>(up, g.b_up, ex);
+            if (!c.gated()) return;
+            matmul_dx<Arch, T>(gate, w.w_gate, dx, true, workspace, ex);
+            matmul_dw<Arch, T>(gate, x, g.w_gate, workspace, ex);
+            if (c.bias) add_rows<Arch, T>(gate, g.b_gate, ex);
+        };
+        if (r.plan.offsets == nullptr) { // the most rows that one of them can have
+            arena shapes;
+            one(0, 0, rows.rows(), feed_forward_params<T>::bind(shapes, config_.expert_config()));
+            return;
+        }
+        for (idx e = 0; e < config_.n_experts(); ++e)
+            if (r.plan.count(e) > 0)
+                one(e, r.plan.begin(e), r.plan.count(e), grad.experts[static_cast<std::size_t>(e)]);
+        copy<T>(drows, dout, ex);
+    }
+
+    // y += shared, or sigmoid(x . v) shared; r.opened keeps the sigmoid.
+    void add_shared(in<T> x, const record& r, tensor_view<T> y, executor_ref ex) const {
+        if (config_.gate == shared_gate::none) return add<Arch, T>(y, r.shared, y, ex);
+        ex(y.rows(), [&](idx begin, idx end, idx) {
+            for (idx i = begin; i < end; ++i) {
+                T sum = 0;
+                simd::invoke(Arch{}, kernels::dot{}, x.row(i),
+                             static_cast<const T*>(params_.shared_gate.data()), x.cols(), &sum);
+                r.opened(i, 0) = 1 / (1 + std::exp(-sum));
+                simd::invoke(Arch{}, kernels::add_scaled{}, static_cast<const T*>(r.shared.row(i)),
+                             r.opened(i, 0), y.row(i), y.cols());
+            }
+        });
+    }
+    void shared_backward(in<T> x, in<T> dy, const record& r, tensor_view<T> dx, arena& tape,
+                         const grad_type& grad, arena& workspace, executor_ref ex) const {
+        if (config_.gate == shared_gate::none)
+            return shared().backward(rows_of(x.rows()), x, dy, dx, tape, grad.shared, workspace, ex);
+        const arena::scope scope(workspace);
+        const auto scaled = workspace.take<T>(x.rows(), x.cols()), dsum = workspace.take<T>(x.rows(), 1);
+        ex(x.rows(), [&](idx begin, idx end, idx) {
+            for (idx i = begin; i < end; ++i) {
+                const T open = r.opened(i, 0);
+                T sum = 0;
+                simd::invoke(Arch{}, kernels::dot{}, dy.row(i), static_cast<const T*>(r.shared.row(i)),
+                             x.cols(), &sum);
+                dsum(i, 0) = sum * open * (1 - open);
+                simd::invoke(Arch{}, kernels::scale_elements{}, dy.row(i), open, scaled.row(i), x.cols());
+            }
+        });
+        shared().backward(rows_of(x.rows()), x, scaled, dx, tape, grad.shared, workspace, ex);
+        matmul_dx<Arch, T>(dsum, params_.shared_gate, dx, true, workspace, ex);
+        matmul_dw<Arch, T>(dsum, x, grad.shared_gate, workspace, ex);
+    }
+
+    moe_config config_;
+    params_type params_;
+};
+
+} // namespace SLUICE_ISA
+} // namespace sluice
