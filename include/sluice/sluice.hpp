@@ -49,6 +49,7 @@
 #include "layers/feed_forward.hpp"
 #include "layers/language_model.hpp"
 #include "layers/linear.hpp"
+#include "layers/moe.hpp"
 #include "layers/norm.hpp"
 #include "layers/phd.hpp"
 #include "layers/transformer_block.hpp"

@@ -86,7 +86,10 @@ struct spread_params {
     template <class Config>
     explicit spread_params(const Config& config) : skeleton(config) {
         each_param(
-            [&](const param_name&, role, auto& t) { t = tensors.emplace_back(t.rows(), t.cols()).view(); },
+            [&](const param_name&, role r, auto& t) {
+                t = tensors.emplace_back(t.rows(), t.cols()).view();
+                roles.push_back(r);
+            },
             skeleton.view);
     }
     P& view() { return skeleton.view; }
@@ -98,6 +101,7 @@ struct spread_params {
 
     owned_params<P> skeleton;      // for sets that keep their views in memory
     std::deque<padded<T>> tensors; // in the order of each()
+    std::vector<role> roles;       // as tensors
 };
 
 // Rows of packed sequences: a batch and the memory it refers to.

@@ -115,3 +115,158 @@ struct moe_traits {
 } // namespace
 
 SLUICE_TEST_LAYER("", moe_traits, float_native, float_scalar, double_native)
+
+#if __has_include(<nlohmann/json.hpp>)
+namespace {
+
+// g(i) = ((i a + b) mod m) / (m / 2) - 1, times scale, as the golden values were made.
+void fill_golden(const tensor_view<double>& t, idx a, idx b, idx m, double scale, idx first = 0) {
+    for (idx i = 0; i < t.size(); ++i)
+        t(i / t.cols(), i % t.cols()) =
+            scale * (static_cast<double>(((first + i) * a + b) % m) / (static_cast<double>(m) / 2) - 1);
+}
+
+double difference(const nlohmann::json& want, const tensor_view<double>& got) {
+    double most = 0;
+    for (idx i = 0; i < got.rows(); ++i)
+        for (idx j = 0; j < got.cols(); ++j) {
+            const auto& row = want[static_cast<std::size_t>(i)];
+            most = std::max(most, std::abs(row[static_cast<std::size_t>(j)].get<double>() - got(i, j)));
+        }
+    return most;
+}
+
+double sum(const tensor_view<double>& t) {
+    double total = 0;
+    for (idx i = 0; i < t.size(); ++i) total += t(i / t.cols(), i % t.cols());
+    return total;
+}
+
+} // namespace
+
+TEST_CASE("golden values of whole layers") {
+    const auto golden = nlohmann::json::parse(std::ifstream(SLUICE_TEST_DIR "/data/moe.json"))["layers"];
+    constexpr idx n = 6, d = 8, experts = 8, f = 5;
+    for (const std::string name : {"softmax_norm", "softmax_norm_shared_gated", "sigmoid_group"}) {
+        INFO(name);
+        const auto& want = golden[name];
+        moe_config c{.d_model = d, .router = {.n_experts = experts, .top_k = 2}, .expert = {.d_ff = f}};
+        c.router.weights.norm = weight_norm::sum;
+        if (name == "sigmoid_group") {
+            c.router.score = router_score::sigmoid;
+            c.router.selection_bias = true;
+            c.router.groups = {4, 2, group_rank::best_two};
+            c.router.weights = {.norm = weight_norm::sum, .eps = 1e-20, .scale = 2.5};
+        }
+        const bool shared = name == "softmax_norm_shared_gated";
+        if (shared) c.shared_d_ff = 4;
+        if (shared) c.gate = sluice::shared_gate::sigmoid;
+        sluice::owned_params<sluice::moe_params<double>> p(c), grad(c);
+        fill_golden(p.view.router, 53, 7, 97, 1);
+        fill_golden(p.view.selection_bias, 29, 3, 31, 0.2);
+        for (idx e = 0; e < experts; ++e) {
+            const auto& w = p.view.experts[static_cast<std::size_t>(e)];
+            fill_golden(w.w_gate, 17, 3, 83, 0.5, e * f * d);
+            fill_golden(w.w_up, 19, 8, 79, 0.5, e * f * d);
+            fill_golden(w.w_down, 23, 6, 73, 0.5, e * f * d);
+        }
+        fill_golden(p.view.shared.w_gate, 31, 2, 71, 0.5);
+        fill_golden(p.view.shared.w_up, 43, 9, 67, 0.5);
+        fill_golden(p.view.shared.w_down, 47, 4, 61, 0.5);
+        fill_golden(p.view.shared_gate, 59, 1, 53, 0.5);
+        sluice::tensor<double> x(n, d), dy(n, d), y(n, d), dx(n, d);
+        fill_golden(x.view(), 37, 11, 101, 1);
+        fill_golden(dy.view(), 61, 13, 103, 1);
+        const sluice::moe<double> layer(c, p.view);
+        const auto need = layer.bytes({.max_rows = n});
+        arena workspace(need.workspace), tape(need.tape);
+        layer.forward(batch::one(n), x, y.view(), &tape, workspace);
+        CHECK(difference(want["Y"], y.view()) < 1e-14);
+        layer.backward(batch::one(n), x, dy, dx.view(), tape, grad.view, workspace);
+        CHECK(difference(want["dX"], dx.view()) < 1e-13);
+        CHECK(difference(want["dWr"], grad.view.router) < 1e-14);
+        double gate = 0, up = 0, down = 0;
+        for (const auto& g : grad.view.experts)
+            gate += sum(g.w_gate), up += sum(g.w_up), down += sum(g.w_down);
+        CHECK(std::abs(gate - want["dW1_sum"].get<double>()) < 1e-13);
+        CHECK(std::abs(up - want["dW3_sum"].get<double>()) < 1e-13);
+        CHECK(std::abs(down - want["dW2_sum"].get<double>()) < 1e-13);
+        if (shared) CHECK(difference(want["dsg"], grad.view.shared_gate) < 1e-14);
+    }
+}
+#endif
+
+TEST_CASE("an expert alone is the feed-forward, bit for bit") {
+    const moe_config c{.d_model = 7,
+                       .router = {.n_experts = 1, .top_k = 1, .weights = {.norm = weight_norm::sum}},
+                       .expert = {.d_ff = 9}};
+    sluice::owned_params<sluice::moe_params<float>> p(c);
+    std::uint64_t key = 0;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key); }, p.view);
+    const sluice::moe<float> layer(c, p.view);
+    const sluice::feed_forward<float> plain(c.expert_config(), p.view.experts[0]);
+    const auto x = uniform_matrix<float>(20, 7, 3);
+    padded<float> y(20, 7), want(20, 7);
+    arena workspace(layer.bytes({.max_rows = 20}).workspace);
+    layer.forward(batch::one(20), x.view(), y, nullptr, workspace);
+    arena room(plain.bytes({.max_rows = 20}).workspace);
+    plain.forward(batch::one(20), x.view(), want, nullptr, room);
+    CHECK(different_bits(y.view(), want.view()) == "");
+}
+
+TEST_CASE("a token's bits are the same alone and in a batch") {
+    const moe_config c{.d_model = 33,
+                       .router = {.n_experts = 6, .top_k = 2, .weights = {.norm = weight_norm::sum}},
+                       .expert = {.d_ff = 40}};
+    sluice::owned_params<sluice::moe_params<float>> p(c);
+    std::uint64_t key = 0;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key, -0.3, 0.3); },
+               p.view);
+    const sluice::moe<float> layer(c, p.view);
+    const auto x = uniform_matrix<float>(200, 33, 3);
+    padded<float> all(200, 33), one(1, 33);
+    arena workspace(layer.bytes({.max_rows = 200}).workspace);
+    layer.forward(batch::one(200), x.view(), all, nullptr, workspace);
+    for (idx i = 0; i < 200; ++i) {
+        layer.forward(batch::one(1), x.view().row_block(i, 1), one, nullptr, workspace);
+        CHECK(different_bits(one.view(), all.view().row_block(i, 1)) == "");
+    }
+}
+
+TEST_CASE("what does not fit is named") {
+    const moe_config good{.d_model = 4,
+                          .router = {.n_experts = 4, .top_k = 2, .weights = {.norm = weight_norm::sum}},
+                          .expert = {.d_ff = 5}};
+    const sluice::owned_params<sluice::moe_params<float>> p(good);
+    auto complaint = [&](auto change) {
+        moe_config c = good;
+        change(c);
+        return message_of<config_error>([&] { sluice::moe<float>(c, p.view); });
+    };
+    CHECK(complaint([](moe_config&) {}) == "no error");
+    CHECK(complaint([](moe_config& c) { c.router.top_k = 5; }) == "moe: top_k must be 1 to 4, is 5");
+    CHECK(complaint([](moe_config& c) {
+              c.router.groups = {3, 1};
+          }) == "moe: 4 experts do not make 3 groups");
+    CHECK(complaint([](moe_config& c) { c.d_model = 3; }) == "moe: router must be 4 x 3, is 4 x 4");
+    CHECK(complaint([](moe_config& c) { c.expert.d_ff = 6; }) ==
+          "feed_forward: w_gate must be 6 x 4, is 5 x 4");
+    CHECK(complaint([](moe_config& c) { c.expert.d_model = 3; }) ==
+          "moe: expert.d_model must be d_model, or left out");
+    CHECK(complaint([](moe_config& c) { c.router.n_identity = 1; }) ==
+          "moe: params hold 4 experts, the config says 3");
+    CHECK(complaint([](moe_config& c) { c.gate = sluice::shared_gate::sigmoid; }) ==
+          "moe: a shared gate needs a shared expert");
+    moe_config one = good;
+    one.router.top_k = 1;
+    const sluice::moe<float> layer(one, p.view);
+    const auto need = layer.bytes({.max_rows = 2});
+    arena workspace(need.workspace), tape(need.tape);
+    const auto x = uniform_matrix<float>(2, 4, 1);
+    padded<float> y(2, 4);
+    layer.forward(batch::one(2), x.view(), y, nullptr, workspace); // inference is well defined
+    CHECK(message_of<config_error>([&] { layer.forward(batch::one(2), x.view(), y, &tape, workspace); }) ==
+          "moe: top_k 1 with normalised weights cannot be trained: the weight is constant, so the router has "
+          "no "
+          "gradient");
+}

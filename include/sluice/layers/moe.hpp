@@ -140,8 +140,10 @@ public:
                  executor_ref ex = {}) const {
         require_shape(x, b.rows(), d_in(), "moe", "x");
         require_shape(y, b.rows(), d_in(), "moe", "y");
-        if (tape != nullptr) check_router(config_.router, "moe", router_use::training);
-        rehearse(ex, tape, [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); });
+        SLUICE_ASSERT(apart(y, x));
+        if (tape != nullptr && !ex.dry()) check_router(config_.router, "moe", router_use::training);
+        auto again = [&](executor_ref dry) { forward(b, x, y, tape, workspace, dry); };
+        tape == nullptr ? rehearse(ex, again) : rehearse(ex, tape, again);
         const arena::scope scope(workspace);
         arena& keep = tape == nullptr ? workspace : *tape;
         const idx n = b.rows();
@@ -154,10 +156,10 @@ public:
                        {.bias = params_.selection_bias, .ids = b.ids, .hash_table = config_.hash_table},
                        r.indices, r.weights, workspace, ex);
         r.plan = plan_slots(r.indices, {config_.n_experts(), config_.router.n_identity}, keep, ex);
-        const idx rows = r.plan.n_rows(), f = config_.expert.d_ff;
-        if (config_.expert.gated()) r.gate = keep.take<T>(rows, f);
-        r.up = keep.take<T>(rows, f);
-        r.out = keep.take<T>(rows, d_in());
+        const idx rows = r.plan.n_rows(), most = r.plan.most_rows, f = config_.expert.d_ff;
+        if (config_.expert.gated()) r.gate = keep.take<T>(most, f).row_block(0, rows);
+        r.up = keep.take<T>(most, f).row_block(0, rows);
+        r.out = keep.take<T>(most, d_in()).row_block(0, rows);
         const bool on_input = config_.weight_on == router_weight_on::input;
         {
             const arena::scope inner(workspace);
@@ -208,8 +210,9 @@ public:
         matmul_dw<Arch, T>(dlogits, x, grad.router, workspace, ex);
         if (config_.router_bias) add_rows<Arch, T>(dlogits, grad.router_bias, ex);
         if (config_.shared_d_ff > 0) add<Arch, T>(dx, dshared, dx, ex);
-        (void)tape.pop<T>(rows, d_in()), (void)tape.pop<T>(rows, f);
-        if (config_.expert.gated()) (void)tape.pop<T>(rows, f);
+        const idx most = r.plan.most_rows;
+        (void)tape.pop<T>(most, d_in()), (void)tape.pop<T>(most, f);
+        if (config_.expert.gated()) (void)tape.pop<T>(most, f);
         pop_plan(tape, r.plan);
         (void)tape.pop<T>(n, k), (void)tape.pop<std::int32_t>(n, k);
         (void)tape.pop<T>(n, config_.router.n_experts);
@@ -286,7 +289,6 @@ private:
         };
         using P = feed_forward_params<W>;
         const bool gated = c.gated();
-        const auto& acted = gated ? r.gate : r.up;
         auto inner = [&](idx e, bool whole = false) {
             return gated ? of(rows, r.gate, e, whole, &P::w_gate, &P::b_gate)
                          : of(rows, r.up, e, whole, &P::w_up, &P::b_up);
@@ -301,7 +303,6 @@ private:
                                                       {with.a, with.a_scratch, with.b_scratch});
                                         up = r.up.row_block(first, n);
                                     }
-                                    (void)acted;
                                     inner(e).activate({block.i, block.rows, block.j, block.cols}, c.act(), up,
                                                       hidden.row_block(first, n));
                                 });
