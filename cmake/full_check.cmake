@@ -134,6 +134,16 @@ llvm-cov report -instr-profile=all.profdata $(ls tests/test_* | sed '1!s/^/-obje
     message("    ${lines} of the lines and ${functions} of the functions are run; file by file: ${directory}/report.txt")
 endfunction()
 
+# A minute for each of the readers of files.
+function(stage_fuzz directory)
+    need_program(clang++)
+    file(GLOB readers "${SLUICE_ROOT}/tests/fuzz/*.cpp")
+    list(LENGTH readers count) # one of them replays inputs
+    math(EXPR seconds "60 * (${count} - 1)")
+    execute_process(COMMAND "${CMAKE_COMMAND}" -DSECONDS=${seconds} -P "${SLUICE_ROOT}/cmake/fuzz.cmake"
+        COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+
 # The slow tests of an ordinary build.
 function(stage_slow directory)
     configure("${directory}")
@@ -142,7 +152,7 @@ function(stage_slow directory)
         COMMAND_ERROR_IS_FATAL ANY)
 endfunction()
 
-set(stages slow no_exceptions clang sse2 avx2 asan tsan trixie forky dispatch neon64 sve coverage)
+set(stages slow no_exceptions clang sse2 avx2 asan tsan trixie forky dispatch neon64 sve coverage fuzz)
 if(wanted)
     foreach(stage IN LISTS wanted)
         if(NOT stage IN_LIST stages)

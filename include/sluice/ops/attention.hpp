@@ -231,6 +231,8 @@ void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T
     require_shape(v, k.rows(), k.cols(), "attention", "v");
     require_shape(dk, k.rows(), k.cols(), "attention", "dk");
     require_shape(dv, v.rows(), v.cols(), "attention", "dv");
+    SLUICE_ASSERT(apart(dq, q, k, v, y, dy, dk, dv) && apart(dk, q, k, v, y, dy, dv) &&
+                  apart(dv, q, k, v, y, dy));
     attend_backward<Arch, T>(b, shape, q, packed_keys_gradient<T>{{&b, k, v}, dk, dv}, y, lse, dy, policy, dq,
                              workspace, ex);
 }
