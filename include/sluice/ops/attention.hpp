@@ -96,6 +96,16 @@ inline void check_attention(const attention_shape& s, const batch& b, idx q_rows
                                   ", is " + shape_text(q_rows, q_cols)));
 }
 
+template <class T>
+void check_attention_backward(const attention_shape& s, const batch& b, in<T> q, in<T> y, in<T> lse, in<T> dy,
+                              in<T> dq) {
+    check_attention(s, b, q.rows(), q.cols());
+    require_shape(y, q.rows(), q.cols(), "attention", "y");
+    require_shape(lse, q.rows(), s.n_heads, "attention", "lse");
+    require_shape(dy, q.rows(), q.cols(), "attention", "dy");
+    require_shape(dq, q.rows(), q.cols(), "attention", "dq");
+}
+
 } // namespace detail
 
 // y (n_tokens, n_heads * head_dim) from q of the same shape; lse (n_tokens, n_heads) may be empty. `sources`
@@ -161,11 +171,7 @@ template <class Arch = simd::native, class T, class Sources, attention_policy Po
 void attend_backward(const batch& b, const attention_shape& shape, in<T> q, const Sources& sources, in<T> y,
                      in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, arena& workspace,
                      executor_ref ex) {
-    detail::check_attention(shape, b, q.rows(), q.cols());
-    require_shape(y, q.rows(), q.cols(), "attention", "y");
-    require_shape(lse, q.rows(), shape.n_heads, "attention", "lse");
-    require_shape(dy, q.rows(), q.cols(), "attention", "dy");
-    require_shape(dq, q.rows(), q.cols(), "attention", "dq");
+    detail::check_attention_backward<T>(shape, b, q, y, lse, dy, dq);
     SLUICE_ASSERT(apart(dq, q, y, dy));
     const idx group = shape.group(), d = shape.head_dim;
     const arena::scope scope(workspace);
@@ -227,6 +233,7 @@ void attend_backward(const batch& b, const attention_shape& shape, in<T> q, in<T
                      in<T> lse, in<T> dy, const Policy& policy, tensor_view<T> dq, tensor_view<T> dk,
                      tensor_view<T> dv, arena& workspace, executor_ref ex) {
     static_assert(Policy::n_sources == 1);
+    detail::check_attention_backward<T>(shape, b, q, y, lse, dy, dq);
     require_shape(k, q.rows(), shape.n_kv_heads * shape.head_dim, "attention", "k");
     require_shape(v, k.rows(), k.cols(), "attention", "v");
     require_shape(dk, k.rows(), k.cols(), "attention", "dk");
