@@ -49,7 +49,8 @@ void layer_suite<Traits, Type>::gradients_are_slopes() {
             for_each_weight(s, [&](const std::string& name, std::size_t i, tensor_view<T> w) {
                 INFO("gradient of " << name);
                 if (s.narrow.roles[i] == role::buffer) return; // never trained
-                expect(wrong_layer_gradient(value, w, g.grad.tensors[i].view()));
+                const std::string wrong = wrong_layer_gradient(value, w, g.grad.tensors[i].view());
+                if (!routed || !wrong.starts_with("meaningless")) expect(wrong); // nothing came to it
             });
             g.dx(5, 0) += 1e-5 * std::max(1.0, std::abs(g.dx(5, 0)));
             expect_wrong(wrong_layer_gradient(value, rows.x.view(), g.dx.view())); // the test is able to fail
@@ -102,7 +103,7 @@ void layer_suite<Traits, Type>::gradients_accumulate() {
                 error =
                     std::max(error, std::abs(static_cast<double>(b(k / a.cols(), k % a.cols())) - 2 * one));
             }
-            CHECK((most > 0) == (s.narrow.roles[i] != role::buffer));
+            CHECK(((most > 0) == (s.narrow.roles[i] != role::buffer) || routed));
             CHECK(error <= 200 * unit_roundoff<T> * std::max(most, 1.0));
         }
     });

@@ -66,7 +66,8 @@ void layer_suite<Traits, Type>::takes_the_memory_it_says() {
                 CHECK(tape.arena().used() == need.tape);
                 s.layer.backward(rows.rows(), rows.x.view(), y.view(), g.dx, tape.arena(), g.grad.view(),
                                  workspace.arena(), ex);
-                CHECK(workspace.arena().bytes() == need.workspace);
+                CHECK((workspace.arena().bytes() == need.workspace ||
+                       (routed && workspace.arena().bytes() < need.workspace)));
             }
             expect(workspace.touched() + tape.touched() + state_memory.touched());
             if (need.state > 0) {

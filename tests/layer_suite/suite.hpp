@@ -17,6 +17,8 @@ public:
     using layer_type = typename Traits::template layer<T, const T, arch>;
     using config_type = typename layer_type::config_type;
     static constexpr bool trains = trainable_layer<layer_type>;
+    // Layers that send rows to some of their weights say so: the others have no gradient, and take no memory.
+    static constexpr bool routed = requires { requires Traits::routed; };
     static constexpr bool row_by_row = std::is_same_v<typename layer_type::state_type, no_state>;
 
     static_assert(layer<layer_type> && streaming_layer<layer_type>);

@@ -55,6 +55,7 @@ struct moe_traits {
     using layer = sluice::moe<T, W, Arch>;
 
     static constexpr idx chain = 1024;
+    static constexpr bool routed = true;
     static std::vector<variant<moe_config>> variants() {
         using kind = sluice::feed_forward_kind;
         const sluice::weight_rule shared_out{.norm = weight_norm::sum};

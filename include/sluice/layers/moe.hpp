@@ -182,6 +182,7 @@ public:
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "moe");
+        SLUICE_ASSERT(apart(dx, dy));
         rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
         const idx n = b.rows(), k = config_.router.slots(), f = config_.expert.d_ff;
