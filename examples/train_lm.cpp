@@ -146,7 +146,8 @@ idx train(const options& o, const corpus& text, trainer& t, idx done) {
     double loss = std::nan(""), bits = std::nan(""), started = seconds(), probing = 0, saved = started;
     const idx first = done, last = o.stop_after > 0 ? std::min(o.steps, done + o.stop_after) : o.steps;
     while (done < last && !interrupted()) {
-        const double now = t.step(text.training, o.seed, ++done, {.rate = rate(done), .clip = 1});
+        ++done;
+        const double now = t.step(text.training, o.seed, done, {.rate = rate(done), .clip = 1});
         loss = std::isnan(loss) ? now : 0.98 * loss + 0.02 * now;
         if (done % probe_every == 0) {
             const double before = seconds();

@@ -154,7 +154,8 @@ void layer_suite<Traits, Type>::wrong_gradient_arguments_are_named() {
             auto part = [](tensor_view<T> t, idx m, idx cols) {
                 return t.row_block(0, m).col_block(0, cols);
             };
-            const auto x3 = rows.x.view(), dy3 = part(dy, n, d_out);
+            const auto x3 = rows.x.view();
+            const auto dy3 = part(dy, n, d_out);
             const auto dx3 = part(dx, n, d_in);
             const std::string wanted = shape_text(n, d_out) + ", is ";
             check(x3, part(dy, n + 1, d_out), dx3, "dy must be " + wanted + shape_text(n + 1, d_out));

@@ -419,16 +419,16 @@ TEMPLATE_TEST_CASE("packed weights stream with the bits of plain ones", "", floa
     using packed_attention = sluice::attention<float, packed<TestType>>;
     STATIC_REQUIRE(sluice::streaming_layer<packed_attention>);
     STATIC_REQUIRE(!sluice::trainable_layer<packed_attention>);
-    const sluice::attention<float> plain(config, weights.view);
+    const sluice::attention<float> unpacked(config, weights.view);
     const packed_attention layer(config, small);
     const sluice::limits most{.max_tokens = 64, .max_rows = 30};
-    const sluice::sizes need = layer.bytes(most), need_plain = plain.bytes(most);
+    const sluice::sizes need = layer.bytes(most), need_plain = unpacked.bytes(most);
     CHECK(need.tape == 0);
     sluice::arena state_memory(need.state), workspace(need.workspace), plain_workspace(need_plain.workspace);
     auto state = layer.bind_state(state_memory, most);
     sluice::tensor<float> x(30, 40), y(30, 40), all(30, 40);
     sluice::fill_normal(x.view(), 1, sluice::random_source(5));
-    plain.forward(sluice::batch::one(30), x, all, nullptr, plain_workspace);
+    unpacked.forward(sluice::batch::one(30), x, all, nullptr, plain_workspace);
     layer.prefill(sluice::batch::one(29), x.view().row_block(0, 29), y.view().row_block(0, 29), state,
                   workspace);
     layer.decode(sluice::batch::one(1, 29), x.view().row_block(29, 1), y.view().row_block(29, 1), state,

@@ -89,7 +89,9 @@ bool check(const std::string& path) {
     bool good = true;
     for (const io::file& source : {io::read(path), io::map(path)}) {
         const io::safetensors in(source);
-        for (const auto& [name, t] : in.tensors()) {
+        for (const auto& entry : in.tensors()) {
+            const auto& name = entry.first; // clang 14 captures no structured bindings
+            const auto& t = entry.second;
             const auto bytes = expected(name, t.bytes.size());
             bool same = std::equal(bytes.begin(), bytes.end(), t.bytes.begin(), t.bytes.end());
             with_type(t.type, [&]<class T>(T*) {
