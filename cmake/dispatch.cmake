@@ -36,9 +36,7 @@ function(sluice_kernels library arch)
     target_compile_definitions(${library} PRIVATE SLUICE_DISPATCH_ARCH=${arch})
     target_compile_options(${library} PRIVATE ${flags}
         # Unless it is optimised, functions of the standard library stay functions, and the linker takes any one's.
-        $<$<OR:$<CONFIG:Debug>,$<CONFIG:>>:-O2>
-        # GCC 12 reports vector registers of its own intrinsics as uninitialised.
-        $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+        $<$<OR:$<CONFIG:Debug>,$<CONFIG:>>:-O2>)
     set_target_properties(${library} PROPERTIES CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden
         POSITION_INDEPENDENT_CODE ON INTERPROCEDURAL_OPTIMIZATION OFF UNITY_BUILD OFF)
     if(NOT CMAKE_NM)

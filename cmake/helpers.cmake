@@ -8,8 +8,6 @@ function(sluice_warnings target)
     endif()
     target_compile_options(${target} PRIVATE
         -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wold-style-cast
-        # GCC 12 reports vector registers of its own intrinsics as uninitialised.
-        $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>
         $<$<BOOL:${SLUICE_WERROR}>:-Werror>)
 endfunction()
 
