@@ -17,7 +17,8 @@ using namespace sluice;
 using namespace sluice::kernels;
 
 template struct sluice::simd::compile<
-    simd::native, activation_calls<float, activation::silu, activation::gelu, activation::relu>,
+    simd::native,
+    activation_calls<float, activation::silu, activation::gelu, activation::relu, activation::quick_gelu>,
     adamw_calls<float>, elementwise_calls<float>, gather_calls<float>, gemm_calls<float>,
     gemm_calls<float, bf16>, widen_calls, gemm_few_rows_calls<float>, gemm_few_rows_calls<float, bf16>,
     norm_calls<float>, rotary_calls<float>, routing_calls<float>, softmax_calls<float>, top_k_calls<float>,

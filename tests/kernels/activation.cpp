@@ -26,6 +26,7 @@ double logistic(double x) { return 1 / (1 + std::exp(-x)); }
 expected plain_value(activation kind, double x) {
     if (kind == activation::silu) return {x * logistic(x), std::abs(x)};
     if (kind == activation::gelu) return {x * normal_cdf(x), std::abs(x)};
+    if (kind == activation::quick_gelu) return {x * logistic(1.702 * x), std::abs(x) * (1 + std::abs(x))};
     return {x > 0 ? x : 0, std::abs(x)};
 }
 expected plain_slope(activation kind, double x) {
@@ -33,6 +34,10 @@ expected plain_slope(activation kind, double x) {
     if (kind == activation::silu) return {s * (1 + x * (1 - s)), s * (1 + 2 * std::abs(x))};
     if (kind == activation::gelu)
         return {normal_cdf(x) + x * normal_density(x), 1 + std::abs(x) * normal_density(x) * (1 + x * x)};
+    if (kind == activation::quick_gelu) {
+        const double q = logistic(1.702 * x);
+        return {q * (1 + 1.702 * x * (1 - q)), q * (1 + 2 * std::abs(x)) * (1 + std::abs(x))};
+    }
     return {x > 0 ? 1.0 : 0.0, 1};
 }
 
@@ -121,7 +126,8 @@ void check_extremes() {
     CHECK(slope_at<Kind, T, Arch>(inf) == 1);
     CHECK(slope_at<Kind, T, Arch>(-inf) == 0);
     for (T far : {T(40), T(100), T(1000), T(1e18)}) {
-        CHECK(value_at<Kind, T, Arch>(far) == far);
+        const T rounding = Kind == activation::quick_gelu ? 2 * std::numeric_limits<T>::epsilon() * far : 0;
+        CHECK(std::abs(value_at<Kind, T, Arch>(far) - far) <= rounding);
         CHECK(std::abs(value_at<Kind, T, Arch>(-far)) < T(1e-11));
         CHECK(std::abs(slope_at<Kind, T, Arch>(far) - 1) <= std::numeric_limits<T>::epsilon());
         CHECK(std::abs(slope_at<Kind, T, Arch>(-far)) < T(1e-11));
@@ -145,6 +151,49 @@ TEMPLATE_TEST_CASE("activation: ReLU forward and backward, alone and gated, all 
     check_kind<activation::relu, typename TestType::scalar, typename TestType::arch>();
 }
 
+TEMPLATE_TEST_CASE("activation: quick GELU forward and backward, alone and gated, all tails", "",
+                   float_native, float_scalar, double_native, double_scalar) {
+    check_kind<activation::quick_gelu, typename TestType::scalar, typename TestType::arch>();
+}
+
+TEMPLATE_TEST_CASE("activation: a pair with a clamp and an offset", "", float_native, float_scalar,
+                   double_native, double_scalar) {
+    using T = typename TestType::scalar;
+    using Arch = typename TestType::arch;
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    constexpr idx n = 43;
+    const sluice::glu_form form{.clamp = 1.5, .offset = 0.75};
+    padded<T> x(1, n), up(1, n), dy(1, n), y(1, n), dx(1, n), dup(1, n);
+    fill_uniform(x.view(), 1, -3, 3);
+    fill_uniform(up.view(), 2, -3, 3);
+    fill_uniform(dy.view(), 3);
+    x(0, 5) = T(1.5); // at the bounds themselves the gradient passes
+    up(0, 6) = T(1.5);
+    up(0, 7) = T(-1.5);
+    activation_forward<activation::silu>{}(Arch{}, x.data(), up.data(), y.data(), n, form);
+    activation_backward<activation::silu>{}(Arch{}, x.data(), up.data(), dy.data(), dx.data(), dup.data(), n,
+                                            form);
+    oracle want(1, n), want_dx(1, n), want_dup(1, n);
+    for (idx j = 0; j < n; ++j) {
+        const auto g = static_cast<double>(x(0, j)), u = static_cast<double>(up(0, j)),
+                   d = static_cast<double>(dy(0, j));
+        const expected value = plain_value(activation::silu, std::min(g, 1.5)),
+                       rise = plain_slope(activation::silu, g);
+        const double linear = std::clamp(u, -1.5, 1.5) + 0.75;
+        want(0, j) = {value.value * linear, 4 * value.size};
+        want_dx(0, j) = {g > 1.5 ? 0 : d * linear * rise.value, 4 * rise.size};
+        want_dup(0, j) = {std::abs(u) > 1.5 ? 0 : d * value.value, value.size};
+    }
+    CHECK(compare(y.view(), want) == "");
+    CHECK(compare(dx.view(), want_dx) == "");
+    CHECK(compare(dup.view(), want_dup) == "");
+    CHECK(y.touched() + dx.touched() + dup.touched() == "");
+    x(0, 0) = up(0, 1) = nan;
+    activation_forward<activation::silu>{}(Arch{}, x.data(), up.data(), y.data(), n, form);
+    CHECK(std::isnan(y(0, 0)));
+    CHECK(std::isnan(y(0, 1)));
+}
+
 TEMPLATE_TEST_CASE("activation: far arguments and special values", "", float_native, float_scalar,
                    double_native, double_scalar) {
     using T = typename TestType::scalar;
@@ -152,6 +201,7 @@ TEMPLATE_TEST_CASE("activation: far arguments and special values", "", float_nat
     check_extremes<activation::silu, T, Arch>();
     check_extremes<activation::gelu, T, Arch>();
     check_extremes<activation::relu, T, Arch>();
+    check_extremes<activation::quick_gelu, T, Arch>();
     CHECK(slope_at<activation::relu, T, Arch>(0) == 0);
     CHECK(slope_at<activation::silu, T, Arch>(0) == T(0.5));
     CHECK(slope_at<activation::gelu, T, Arch>(0) == T(0.5));

@@ -30,13 +30,17 @@ struct feed_forward_traits {
             {"gelu", {.d_model = 3, .d_ff = 31, .kind = kind::gelu}},
             {"gelu with biases", {.d_model = 11, .d_ff = 5, .kind = kind::gelu, .bias = true}},
             {"relu with biases", {.d_model = 17, .d_ff = 7, .kind = kind::relu, .bias = true}},
+            {"clamped swiglu", {.d_model = 8, .d_ff = 21, .glu = {.clamp = 0.4}}},
+            {"clamped quick geglu with an offset and biases",
+             {.d_model = 6, .d_ff = 18, .kind = kind::quick_geglu, .bias = true, .glu = {0.3, 1}}},
             {"wide relu", {.d_model = 33, .d_ff = 129, .kind = kind::relu}, true},
             {"wide swiglu", {.d_model = 65, .d_ff = 257, .bias = true}, true},
         };
     }
     static void reference(const feed_forward_config& c, const params<double>& p, const batch&, in<double> x,
                           tensor_view<double> y) {
-        sluice::reference::feed_forward<double>(reference_of(c.kind), reference_of(p), x, y);
+        sluice::reference::feed_forward<double>(reference_of(c.kind), reference_of(p), x, y,
+                                                {c.glu.clamp, c.glu.offset});
     }
     // Another activation.
     static void wrong_reference(feed_forward_config c, const params<double>& p, const batch& b, in<double> x,
@@ -59,6 +63,15 @@ TEST_CASE("a config without a size is refused") {
           "feed_forward: d_model must be positive, is 0");
     CHECK(message_of<config_error>([&] { feed_forward_of<float>({.d_model = 2, .d_ff = -3}, none); }) ==
           "feed_forward: d_ff must be positive, is -3");
+    auto said = [&](feed_forward_config c) {
+        return message_of<config_error>([&] { feed_forward_of<float>(c, none); });
+    };
+    CHECK(said({.d_model = 2, .d_ff = 2, .kind = kind::relu, .glu = {.clamp = 7}}) ==
+          "feed_forward: a clamp or an offset needs a gated kind");
+    const std::string range = "feed_forward: glu.clamp must be positive and glu.offset finite";
+    CHECK(said({.d_model = 2, .d_ff = 2, .glu = {.clamp = 0}}) == range);
+    CHECK(said({.d_model = 2, .d_ff = 2, .glu = {.clamp = std::nan("")}}) == range);
+    CHECK(said({.d_model = 2, .d_ff = 2, .glu = {.clamp = 1, .offset = std::nan("")}}) == range);
 }
 
 TEST_CASE("gate and biases are there when the config says so, and only then") {
@@ -101,7 +114,7 @@ TEST_CASE("a new layer adds nothing") {
 }
 
 TEST_CASE("large values saturate and do not turn into NaN") {
-    for (const kind k : {kind::swiglu, kind::geglu, kind::gelu, kind::relu}) {
+    for (const kind k : {kind::swiglu, kind::geglu, kind::gelu, kind::relu, kind::quick_geglu}) {
         const feed_forward_config c{.d_model = 2, .d_ff = 2, .kind = k};
         sluice::owned_params<sluice::feed_forward_params<float>> p(c), grad(c);
         each_param([](const sluice::param_name&, sluice::role, const auto& t) { t(0, 0) = t(1, 1) = 1; },

@@ -89,6 +89,14 @@ struct moe_traits {
              {.d_model = 3,
               .router = {.n_experts = 6, .top_k = 3, .n_identity = 2},
               .expert = {.d_ff = 5, .kind = kind::geglu, .bias = true}}},
+            {"softmax of the chosen, clamped quick GEGLU with biases",
+             {.d_model = 6,
+              .router = {.n_experts = 4,
+                         .top_k = 2,
+                         .score = router_score::none,
+                         .weights = {.post = sluice::router_post::softmax}},
+              .expert = {.d_ff = 8, .kind = kind::quick_geglu, .bias = true, .glu = {0.5, 1}},
+              .router_bias = true}},
             {"awkward widths",
              {.d_model = 67,
               .router = {.n_experts = 9, .top_k = 4, .weights = shared_out},
@@ -101,7 +109,10 @@ struct moe_traits {
         ref::moe_weights<double> w{p.router, p.router_bias,          p.selection_bias,
                                    {},       reference_of(p.shared), p.shared_gate};
         for (const auto& e : p.experts) w.experts.push_back(reference_of(e));
-        ref::moe<double>({reference_router(c.router), reference_of(c.expert.kind), c.router.n_identity,
+        ref::moe<double>({reference_router(c.router),
+                          reference_of(c.expert.kind),
+                          {c.expert.glu.clamp, c.expert.glu.offset},
+                          c.router.n_identity,
                           c.weight_on == sluice::router_weight_on::input},
                          w, x, y);
     }

@@ -21,11 +21,12 @@ using sluice::tensor_view;
 
 namespace {
 
-constexpr activation kinds[] = {activation::silu, activation::gelu, activation::relu};
+constexpr activation kinds[] = {activation::silu, activation::gelu, activation::relu, activation::quick_gelu};
 
 double plain(activation kind, double x) {
     if (kind == activation::silu) return x / (1 + std::exp(-x));
     if (kind == activation::gelu) return x * 0.5 * std::erfc(-x / std::numbers::sqrt2);
+    if (kind == activation::quick_gelu) return x / (1 + std::exp(-1.702 * x));
     return x > 0 ? x : 0;
 }
 // By differences: a formula of its own would only repeat the library's.

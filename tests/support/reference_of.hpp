@@ -10,9 +10,10 @@ inline reference::norm_kind reference_of(norm_kind kind) {
     return kind == norm_kind::rms ? reference::norm_kind::rms : reference::norm_kind::layer;
 }
 inline reference::activation reference_of(feed_forward_kind kind) {
-    return kind == feed_forward_kind::swiglu ? reference::activation::silu
-           : kind == feed_forward_kind::relu ? reference::activation::relu
-                                             : reference::activation::gelu;
+    return kind == feed_forward_kind::swiglu        ? reference::activation::silu
+           : kind == feed_forward_kind::relu        ? reference::activation::relu
+           : kind == feed_forward_kind::quick_geglu ? reference::activation::quick_gelu
+                                                    : reference::activation::gelu;
 }
 inline reference::attention_shape reference_of(const attention_config& c) {
     return {.n_heads = c.n_heads,

@@ -1,7 +1,8 @@
 // The position-wise feed-forward layer.
-//   swiglu, geglu: y = (act(x W_gate^T) * (x W_up^T)) W_down^T   (Shazeer, "GLU variants improve
-//   transformer", 2020) gelu, relu:    y = act(x W_up^T + b_up) W_down^T + b_down    (Vaswani et al., 2017;
-//   biases optional)
+//   swiglu, geglu, quick_geglu: y = (act(x W_gate^T) * (x W_up^T)) W_down^T   (Shazeer, "GLU variants
+//   improve transformer", 2020; quick_geglu with x sigmoid(1.702 x), and clamps and an offset by choice)
+//   gelu, relu: y = act(x W_up^T) W_down^T   (Vaswani et al., 2017)
+// Each of the products with a bias by choice.
 #pragma once
 
 #include "../core/layer.hpp"
@@ -12,19 +13,22 @@
 
 namespace sluice {
 
-enum class feed_forward_kind { swiglu, geglu, gelu, relu };
+enum class feed_forward_kind { swiglu, geglu, gelu, relu, quick_geglu };
 
 struct feed_forward_config {
     idx d_model = 0;
     idx d_ff = 0; // inner width
     feed_forward_kind kind = feed_forward_kind::swiglu;
     bool bias = false;
+    glu_form glu{}; // of the gated kinds
 
-    bool gated() const { return kind == feed_forward_kind::swiglu || kind == feed_forward_kind::geglu; }
+    bool gated() const { return kind != feed_forward_kind::gelu && kind != feed_forward_kind::relu; }
     activation act() const {
-        return kind == feed_forward_kind::swiglu ? activation::silu
-               : kind == feed_forward_kind::relu ? activation::relu
-                                                 : activation::gelu;
+        using enum feed_forward_kind;
+        return kind == swiglu        ? activation::silu
+               : kind == relu        ? activation::relu
+               : kind == quick_geglu ? activation::quick_gelu
+                                     : activation::gelu;
     }
 };
 
@@ -82,10 +86,13 @@ public:
 
     feed_forward(const feed_forward_config& config, const params_type& params)
         : config_(config), params_(params) {
-        const auto& [d, f, kind, bias] = config;
+        const auto& [d, f, kind, bias, glu] = config;
         require_positive(d, "feed_forward", "d_model");
         require_positive(f, "feed_forward", "d_ff");
         const bool gated = config.gated();
+        require(gated || glu.plain(), "feed_forward", "a clamp or an offset needs a gated kind");
+        require(glu.clamp > 0 && std::isfinite(glu.offset), "feed_forward",
+                "glu.clamp must be positive and glu.offset finite");
         require_shape(params.w_gate, gated ? f : 0, gated ? d : 0, "feed_forward", "w_gate");
         require_shape(params.w_up, f, d, "feed_forward", "w_up");
         require_shape(params.w_down, d, f, "feed_forward", "w_down");
@@ -112,7 +119,8 @@ public:
                                      .up = params_.w_up,
                                      .gate_bias = params_.b_gate,
                                      .up_bias = params_.b_up,
-                                     .act = config_.act()};
+                                     .act = config_.act(),
+                                     .form = config_.glu};
             matmul_gated<Arch>(x, w, gate, up, hidden, workspace, ex);
         } else {
             matmul<Arch>(x, params_.w_up, up, {.bias = params_.b_up}, workspace, ex);
@@ -136,7 +144,7 @@ public:
         matmul_dx<Arch>(dy, params_.w_down, dhidden, false, workspace, ex);
         // gradients take the place of the taped values
         if (config_.gated())
-            activate_backward<Arch>(config_.act(), gate, up, dhidden, gate, up, ex);
+            activate_backward<Arch>(config_.act(), gate, up, dhidden, gate, up, ex, config_.glu);
         else
             activate_backward<Arch>(config_.act(), up, {}, dhidden, up, {}, ex);
         inner_backward(x, up, dx, false, params_.w_up, grad.w_up, grad.b_up, workspace, ex);
@@ -165,7 +173,7 @@ private:
     }
     void activate_inner(in<T> gate, in<T> up, tensor_view<T> hidden, executor_ref ex) const {
         if (config_.gated())
-            activate<Arch>(config_.act(), gate, up, hidden, ex);
+            activate<Arch>(config_.act(), gate, up, hidden, ex, config_.glu);
         else
             activate<Arch>(config_.act(), up, {}, hidden, ex);
     }

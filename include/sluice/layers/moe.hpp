@@ -305,7 +305,7 @@ private:
                                         up = r.up.row_block(first, n);
                                     }
                                     inner(e).activate({block.i, block.rows, block.j, block.cols}, c.act(), up,
-                                                      hidden.row_block(first, n));
+                                                      hidden.row_block(first, n), c.glu);
                                 });
         auto outer = [&](idx e, bool whole = false) {
             return of(hidden, r.out, e, whole, &P::w_down, &P::b_down);
@@ -327,12 +327,12 @@ private:
             const auto gate = part(r.gate), up = part(r.up), h = part(hidden);
             const tensor_view<T> dx = part(drows), none;
             const in<T> x = rows.row_block(first, n), dy = part(dout);
-            activate<Arch, T>(c.act(), c.gated() ? gate : up, c.gated() ? up : none, h, ex);
+            activate<Arch, T>(c.act(), c.gated() ? gate : up, c.gated() ? up : none, h, ex, c.glu);
             matmul_dw<Arch, T>(dy, h, g.w_down, workspace, ex);
             if (c.bias) add_rows<Arch, T>(dy, g.b_down, ex);
             matmul_dx<Arch, T>(dy, w.w_down, h, false, workspace, ex); // no longer needed: its gradient
             if (c.gated())
-                activate_backward<Arch, T>(c.act(), gate, up, h, gate, up, ex);
+                activate_backward<Arch, T>(c.act(), gate, up, h, gate, up, ex, c.glu);
             else
                 activate_backward<Arch, T>(c.act(), up, {}, h, up, {}, ex);
             matmul_dx<Arch, T>(up, w.w_up, dx, false, workspace, ex);

@@ -78,13 +78,14 @@ requires(!std::is_same_v<std::remove_const_t<W>, T>) void matmul(in<T> x, const 
 }
 
 // Two products of the same x, one gating the other (Shazeer, "GLU variants improve transformer", 2020):
-// y = act(gate) * up with gate = x Wg^T + bg and up = x Wu^T + bu, all (m, n_out), in one pass over x. y may
-// be gate or up; biases may be empty.
+// y = act(gate) * up, or as the form has it, with gate = x Wg^T + bg and up = x Wu^T + bu, all (m, n_out), in
+// one pass over x. y may be gate or up; biases may be empty.
 template <class W>
 struct gated_weights {
     tensor_view<W> gate, up;
     in<compute_type<std::remove_const_t<W>>> gate_bias{}, up_bias{};
     activation act = activation::silu;
+    glu_form form{};
 };
 template <class Arch = simd::native, class T, class W>
 void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tensor_view<T> up,
@@ -97,7 +98,7 @@ void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tenso
     if (y.empty()) return;
     first.run(workspace, ex, [&](const auto& block, const auto& tools) {
         second.multiply(block, {tools.a, tools.a_scratch, tools.b_scratch});
-        first.activate(block, w.act, up, y);
+        first.activate(block, w.act, up, y, w.form);
     });
 }
 

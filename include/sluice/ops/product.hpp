@@ -261,14 +261,15 @@ struct product {
         g.a_row = deep + gap;
     }
 
-    // y = act(C), or act(C) * up where there is one.
-    void activate(const block& t, activation kind, in<T> up, const tensor_view<T>& y) const {
+    // y = act(C), or act(C) * up in that form where there is one.
+    void activate(const block& t, activation kind, in<T> up, const tensor_view<T>& y,
+                  glu_form form = {}) const {
         with_activation(kind, [&](auto which) {
             for (idx i = t.i; i < t.i + t.rows; ++i)
                 simd::invoke(Arch{}, kernels::activation_forward<decltype(which)::value>{},
                              static_cast<const T*>(c.row(i) + t.j),
                              up.empty() ? static_cast<const T*>(nullptr) : up.row(i) + t.j, y.row(i) + t.j,
-                             t.cols);
+                             t.cols, form);
         });
     }
 };

@@ -13,6 +13,7 @@ namespace sluice::reference {
 struct moe_shape {
     reference::router router{};
     activation act = activation::silu;
+    glu_form glu{};
     idx n_identity = 0;    // the last experts, which return their input
     bool on_input = false; // where the weight acts
 };
@@ -45,11 +46,12 @@ void moe(const moe_shape& shape, const moe_weights<T>& p, in<T> x, tensor_view<T
             for (idx c = 0; c < d; ++c)
                 input(0, c) = output(0, c) = shape.on_input ? w * row(0, c) : row(0, c);
             if (chosen[j] < n_experts - shape.n_identity)
-                feed_forward<T>(shape.act, p.experts[static_cast<std::size_t>(chosen[j])], input, output);
+                feed_forward<T>(shape.act, p.experts[static_cast<std::size_t>(chosen[j])], input, output,
+                                shape.glu);
             for (idx c = 0; c < d; ++c) y(i, c) += shape.on_input ? output(0, c) : w * output(0, c);
         }
         if (p.shared.w_up.empty()) continue;
-        feed_forward<T>(shape.act, p.shared, row, output);
+        feed_forward<T>(shape.act, p.shared, row, output, shape.glu);
         T sum = 0, open = 1;
         for (idx c = 0; c < p.shared_gate.cols(); ++c) sum += p.shared_gate(0, c) * row(0, c);
         if (!p.shared_gate.empty()) open = 1 / (1 + std::exp(-sum));
