@@ -50,6 +50,7 @@
 #include "layers/language_model.hpp"
 #include "layers/linear.hpp"
 #include "layers/moe.hpp"
+#include "layers/moe_presets.hpp"
 #include "layers/norm.hpp"
 #include "layers/phd.hpp"
 #include "layers/transformer_block.hpp"
