@@ -21,7 +21,9 @@
 #include "io/file.hpp"
 #include "io/output.hpp"
 #if __has_include(<nlohmann/json.hpp>) // files need it; nothing else does
+#    include "io/checkpoints.hpp"
 #    include "io/json.hpp"
+#    include "io/moe_names.hpp"
 #    include "io/params.hpp"
 #    include "io/safetensors.hpp"
 #    include "io/safetensors_index.hpp"
