@@ -28,7 +28,8 @@ set(may_include_layers_too io/checkpoints)
 set(needs_test core simd kernels ops train infer io parallel)
 # Expands lists of kernels into instances; whatever runs a kernel tests it.
 set(without_test simd/instantiate)
-set(without_reference)
+# Settings of another layer, which has one.
+set(without_reference layers/moe_presets)
 set(without_example)
 # Meant for the few files that hold instances, not for users.
 set(without_umbrella simd/instantiate)

@@ -21,7 +21,9 @@
 #include "io/file.hpp"
 #include "io/output.hpp"
 #if __has_include(<nlohmann/json.hpp>) // files need it; nothing else does
+#    include "io/checkpoints.hpp"
 #    include "io/json.hpp"
+#    include "io/moe_names.hpp"
 #    include "io/params.hpp"
 #    include "io/safetensors.hpp"
 #    include "io/safetensors_index.hpp"
@@ -50,6 +52,7 @@
 #include "layers/language_model.hpp"
 #include "layers/linear.hpp"
 #include "layers/moe.hpp"
+#include "layers/moe_presets.hpp"
 #include "layers/norm.hpp"
 #include "layers/phd.hpp"
 #include "layers/transformer_block.hpp"

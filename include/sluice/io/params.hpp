@@ -28,6 +28,11 @@ public:
         const std::string problem = in_place ? safetensors::view_problem(t, alignof(T)) : std::string();
         if (!problem.empty()) add(name + " " + problem);
     }
+    // What somebody else found out about a tensor; "" where it fits.
+    void report(const std::string& name, const std::string& problem) {
+        ++checked_;
+        if (!problem.empty()) add(name + " " + problem);
+    }
     void require_none(const safetensors& file) const {
         if (count_ == 0) return;
         const std::string rest = count_ > listed ? "; and " + std::to_string(count_ - listed) + " more" : "";
