@@ -49,9 +49,11 @@ public:
         flops_ = n;
         unit_ = peak;
     }
-    void bytes(double n, traffic kind) {
+    // `windows`: of so many parts of its memory that large each call needs another one.
+    void bytes(double n, traffic kind, idx windows = 1) {
         bytes_ = n;
         traffic_ = kind;
+        windows_ = windows;
     }
     void tokens(double n) { tokens_ = n; }
     void rows(double n) { rows_ = n; }
@@ -157,7 +159,7 @@ private:
         return loop.ops();
     }
     double add_stream(std::vector<contender>& contenders) {
-        auto& loop = hold<stream_loop>(traffic_, bytes_, executor());
+        auto& loop = hold<stream_loop>(traffic_, bytes_, executor(), windows_);
         contenders.push_back({[&loop] { loop(); }});
         return loop.bytes();
     }
@@ -169,6 +171,7 @@ private:
     double flops_ = 0, bytes_ = 0, tokens_ = 0, rows_ = 0;
     unit unit_ = unit::f32_fma;
     traffic traffic_ = traffic::read;
+    idx windows_ = 1;
     entry ours_;
     std::vector<entry> others_;
     call base_;

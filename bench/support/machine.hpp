@@ -141,20 +141,24 @@ inline std::string name_of(traffic t) {
 }
 
 // `bytes` are all loads and stores together, as a program sees them: what the cache fetches before a store is
-// not counted, neither here nor for the op.
+// not counted, neither here nor for the op. With several `windows` every call passes over another part of
+// the memory, as an op does that needs a part of its weights.
 class stream_loop {
 public:
-    stream_loop(traffic kind, double bytes, executor_ref ex) : kind_(kind), ex_(ex) {
+    stream_loop(traffic kind, double bytes, executor_ref ex, idx windows = 1)
+        : kind_(kind), ex_(ex), windows_(windows) {
         constexpr double passes[] = {1, 1, 2, 3, 2}, tensors[] = {1, 1, 2, 3, 1};
         const auto k = static_cast<std::size_t>(kind);
         blocks_ = std::max<idx>(1, static_cast<idx>(std::llround(bytes / passes[k] / block_bytes)));
         bytes_ = passes[k] * static_cast<double>(blocks_) * block_bytes;
-        memory_ = tensor<float>(blocks_ * static_cast<idx>(tensors[k]), block);
+        memory_ = tensor<float>(blocks_ * windows * static_cast<idx>(tensors[k]), block);
     }
     void operator()() {
+        const idx first = window_ * blocks_, apart = blocks_ * windows_ * block;
+        window_ = (window_ + 1) % windows_;
         ex_(blocks_, [&](idx begin, idx end, idx) {
             const idx n = (end - begin) * block;
-            float *a = memory_.row(begin), *b = a + blocks_ * block, *c = b + blocks_ * block;
+            float *a = memory_.row(first + begin), *b = a + apart, *c = b + apart;
             switch (kind_) {
             case traffic::read:
                 return read(a, n);
@@ -194,7 +198,7 @@ private:
 
     traffic kind_;
     executor_ref ex_;
-    idx blocks_ = 0;
+    idx blocks_ = 0, windows_ = 1, window_ = 0;
     double bytes_ = 0;
     tensor<float> memory_;
 };

@@ -4,6 +4,7 @@
 #include "support/executors.hpp"
 #include "support/random_data.hpp"
 
+#include <sluice/core/tensor.hpp>
 #include <sluice/ops/matmul.hpp>
 
 #include <cstring>
@@ -122,4 +123,109 @@ TEST_CASE("product: every number of workers and every row count gives the same b
     };
     check(p.view);
     check(q.view);
+}
+
+namespace {
+
+// Products of one region, with rows of their own of one matrix x.
+template <class W>
+struct region {
+    region(std::vector<tensor_view<W>> w_, std::vector<idx> rows_, idx k, idx n)
+        : w(std::move(w_)), rows(std::move(rows_)) {
+        idx all = 0;
+        for (const idx m : rows) first.push_back(std::exchange(all, all + m));
+        x = sluice::tensor<float>(all, k);
+        y = sluice::tensor<float>(all, n);
+        fill_uniform(x.view(), 5);
+    }
+    auto product(idx i, bool whole = false) {
+        const auto e = static_cast<std::size_t>(i);
+        const idx at = whole ? 0 : first[e], m = whole ? x.rows() : rows[e];
+        auto p = sluice::detail::make_product<sluice::simd::native>(sluice::in<float>(x).row_block(at, m),
+                                                                    w[e], y.view().row_block(at, m), {});
+        p.grouped = true;
+        return p;
+    }
+    template <class F>
+    void run(sluice::executor_ref ex, const F& then) {
+        const auto n = static_cast<idx>(rows.size());
+        sluice::arena memory(1 << 24);
+        sluice::detail::run_products<float>(
+            n, product(0, true), [&](idx i) { return product(i); }, memory, ex, then);
+    }
+    std::vector<tensor_view<W>> w;
+    std::vector<idx> rows, first;
+    sluice::tensor<float> x, y;
+};
+
+// Parts [i, i + 1) of eight, one after another, and where each ended.
+struct eighths {
+    idx concurrency() const { return 8; }
+    void run(idx n, sluice::task_ref task) const {
+        for (idx part = 0; part < 8; ++part) {
+            task(n * part / 8, n * (part + 1) / 8, part);
+            ended.push_back(*done);
+        }
+    }
+    const idx* done;
+    mutable std::vector<idx> ended;
+};
+
+} // namespace
+
+TEST_CASE("product: several in a region give the bits that each has alone") {
+    const std::vector<idx> rows{0, 3, 130, 1, 12, 0, 13, 60, 97};
+    const idx k = 1300, n = 300;
+    std::vector<padded<float>> w;
+    std::vector<packed_copy<float>> panels;
+    std::vector<packed_copy<bf16>> narrow;
+    std::vector<tensor_view<float>> plain_views;
+    std::vector<tensor_view<packed<float>>> packed_views;
+    std::vector<tensor_view<packed<bf16>>> narrow_views;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        w.push_back(uniform_matrix<float>(n, k, 10 + i));
+        panels.emplace_back(w.back().view());
+        narrow.emplace_back(w.back().view());
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        plain_views.push_back(w[i].view());
+        packed_views.push_back(panels[i].view);
+        narrow_views.push_back(narrow[i].view);
+    }
+    auto check = [&](auto views) {
+        region r(std::move(views), rows, k, n);
+        sluice::tensor<float> want(r.y.rows(), n);
+        sluice::arena memory(1 << 24);
+        for (std::size_t i = 0; i < rows.size(); ++i)
+            sluice::matmul(sluice::in<float>(r.x).row_block(r.first[i], rows[i]), r.w[i],
+                           want.view().row_block(r.first[i], rows[i]), {}, memory, {});
+        for_each_executor([&](sluice::executor_ref ex, const std::string& name) {
+            INFO(name);
+            sluice::fill(r.y.view(), 7.0F);
+            r.run(ex, [](idx, const auto&, const auto&) {});
+            CHECK(different_bits(r.y.view(), want.view()) == "");
+        });
+    };
+    check(plain_views);
+    check(packed_views);
+    check(narrow_views);
+}
+
+TEST_CASE("product: workers share a region by its work, wherever the rows are") {
+    const idx k = 64, n = 512;
+    const padded<float> one = uniform_matrix<float>(n, k, 3);
+    const packed_copy<float> panels(one.view());
+    std::vector<idx> rows(64, 5);
+    rows[0] = rows[1] = 700; // nearly all of it in the first two products
+    rows[2] = 0;
+    region r(std::vector<tensor_view<packed<float>>>(64, panels.view), rows, k, n);
+    std::vector<idx> work;
+    idx done = 0;
+    eighths ex{&done, {}};
+    r.run(ex,
+          [&](idx, const auto& block, const auto&) { done += std::max<idx>(block.rows, 12) * block.cols; });
+    for (std::size_t i = 0; i < 8; ++i) {
+        const idx before = i == 0 ? 0 : ex.ended[i - 1];
+        CHECK(static_cast<double>(ex.ended[i] - before) < 1.6 * static_cast<double>(done) / 8);
+    }
 }

@@ -91,6 +91,8 @@ struct product {
     idx depth() const { return !few_rows() || few_rows_unpacked() ? deep : b.panels ? 4 * deep : deep / 2; }
     idx most_panels() const {
         if (few_rows_unpacked()) return 4;
+        // in a region of many products each changes place in memory often enough
+        if (few_rows() && b.panels && grouped) return 8;
         if (few_rows() || few_tiles()) return 1;
         return panel_by_panel() ? ceil_div(c.cols(), cols) : width / cols;
     }
@@ -205,7 +207,7 @@ struct product {
                                              .n = t.cols,
                                              .k = n_k};
             set_start(g, i, t.j, k0);
-            if (t.cols > cols) copy_a(g, with.a_scratch);
+            if (t.cols > cols && !few_rows()) copy_a(g, with.a_scratch);
             if constexpr (std::is_same_v<P, S>)
                 if (panel_by_panel()) g.next = few_tiles() || k0 + n_k < k ? panels + n_k * cols : panels;
             simd::invoke(Arch{}, kernels::gemm_block{}, g);
@@ -275,32 +277,37 @@ struct product {
 };
 
 // n products of one region, each with rows of its own: product_of(i), whose largest possible one is `worst`.
-// `then` follows each block, with the number of its product.
+// `then` follows each block, with the number of its product. Workers are handed parts of equal work, not so
+// many tasks: a product may have most of the rows, or none.
 template <class T, class Worst, class F, class Then>
 void run_products(idx n, const Worst& worst, const F& product_of, arena& workspace, executor_ref ex,
                   const Then& then) {
     const arena::scope scope(workspace);
     const idx workers = ex.concurrency();
     T* scratch = workspace.take<T>(workers, worst.scratch_size()).data();
-    idx* first = workspace.take<idx>(n + 1); // task of each product
+    idx* before = workspace.take<idx>(n + 1); // work of the products before each
     if (ex.dry()) return;
-    idx active = 0;
-    for (idx i = 0; i < n; ++i) active += product_of(i).c.empty() ? 0 : 1;
-    const idx wanted = workers == 1 ? 1 : ceil_div(8 * workers, std::max<idx>(active, 1));
-    first[0] = 0;
-    for (idx i = 0; i < n; ++i) {
-        const auto p = product_of(i);
-        first[i + 1] = first[i] + (p.c.empty() ? 0 : p.tasks(wanted).count());
-    }
-    ex(first[n], [&](idx begin, idx end, idx worker) {
-        idx i = std::upper_bound(first, first + n + 1, begin) - first - 1;
-        for (idx task = begin; task < end; ++task) {
-            while (task >= first[i + 1]) ++i;
+    // few rows take the time that reading B takes
+    auto work = [](const auto& p) { return p.c.empty() ? 0 : std::max(p.c.rows(), p.tile_rows()); };
+    before[0] = 0;
+    for (idx i = 0; i < n; ++i) before[i + 1] = before[i] + work(product_of(i));
+    const idx all = before[n], parts = workers == 1 ? 1 : std::min(16 * workers, all);
+    ex(parts, [&](idx begin, idx end, idx worker) {
+        const idx from = all * begin / parts, to = all * end / parts;
+        for (idx i = std::upper_bound(before, before + n + 1, from) - before - 1; i < n && before[i] < to;
+             ++i) {
             const auto p = product_of(i);
-            const auto t = p.tasks(wanted).at(task - first[i], p);
+            const idx mine = before[i + 1] - before[i];
+            if (mine == 0) continue;
+            const auto tasks = p.tasks(workers == 1 ? 1 : ceil_div(8 * workers * mine, all));
             const auto with = p.tools_of(p.a, scratch + worker * worst.scratch_size());
-            p.multiply(t, with);
-            then(i, t, with);
+            for (idx task = 0; task < tasks.count(); ++task) {
+                const idx at = before[i] + task * mine / tasks.count();
+                if (at < from || at >= to) continue;
+                const auto t = tasks.at(task, p);
+                p.multiply(t, with);
+                then(i, t, with);
+            }
         }
     });
 }
