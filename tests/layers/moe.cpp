@@ -301,7 +301,8 @@ struct trained {
           y(n, c.d_model),
           dx(n, c.d_model) {
         std::uint64_t seed = 20;
-        each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++seed); }, p.view);
+        each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++seed); },
+                   p.view);
         fill_uniform(p.view.selection_bias, 5, -0.1, 0.1);
     }
     batch b() const { return {.n_tokens = n, .offsets = offsets, .ids = ids, .random_key = key}; }
@@ -412,7 +413,7 @@ TEST_CASE("layers of a stack draw numbers of their own") {
     moe_config c = small_config();
     c.router.noise = {.kind = sluice::router_noise::gumbel};
     std::vector<std::vector<double>> seen;
-    auto look = [&](const sluice::routed<double>& r, arena&, sluice::executor_ref ex) {
+    auto look = [&](const sluice::routing_record<double>& r, arena&, sluice::executor_ref ex) {
         if (ex.dry()) return;
         seen.emplace_back();
         for (idx e = 0; e < 5; ++e) seen.back().push_back(r.noisy(0, e) - r.logits(0, e));
@@ -470,7 +471,7 @@ TEST_CASE("losses on the router add to its gradients and keep their values") {
     CHECK(each.z() == 0);
     CHECK(message_of<config_error>([] { sluice::router_losses({.balance = -1}); }) ==
           "router_losses: a weight must be finite and not negative");
-    auto of_float = [](const sluice::routed<float>&, arena&, sluice::executor_ref) {};
+    auto of_float = [](const sluice::routing_record<float>&, arena&, sluice::executor_ref) {};
     t.c.router_hook = of_float;
     CHECK(message_of<config_error>([&] { t.backward(); }) ==
           "router_hook: the callable does not take this type of numbers");
@@ -504,7 +505,7 @@ TEST_CASE("a capacity drops what comes late, and gradients know it") {
         c.router.capacity.weights = after;
         trained t(c, 12);
         idx rows = 0;
-        auto look = [&](const sluice::routed<double>& r, arena&, sluice::executor_ref ex) {
+        auto look = [&](const sluice::routing_record<double>& r, arena&, sluice::executor_ref ex) {
             if (ex.dry()) return;
             std::vector<idx> load(5);
             rows = 0;
@@ -567,7 +568,7 @@ TEST_CASE("experts by a table of token ids") {
     t.ids = {2, 0, 1, 1, 0, 2};
     t.check_gradients([&] { return t.value(); });
     std::vector<std::int32_t> seen;
-    auto look = [&](const sluice::routed<double>& r, arena&, sluice::executor_ref ex) {
+    auto look = [&](const sluice::routing_record<double>& r, arena&, sluice::executor_ref ex) {
         for (idx i = 0; i < 6 && !ex.dry(); ++i) seen.insert(seen.end(), {r.indices(i, 0), r.indices(i, 1)});
     };
     t.c.router_hook = look;

@@ -309,7 +309,7 @@ private:
                          bool add_dx, const grad_type& grad, arena& workspace, executor_ref ex) const {
         const auto dspread = workspace.take<T>(r.spread.rows(), r.spread.cols());
         if (!r.spread.empty()) perturb_logits_backward<T>(noise_key(b), r.spread, dlogits, dspread, ex);
-        const routed<T> done{b, r.logits, r.noisy, r.spread, r.indices, dlogits, dspread};
+        const routing_record<T> done{b, r.logits, r.noisy, r.spread, r.indices, dlogits, dspread};
         config_.router_hook(done, workspace, ex);
         matmul_dx<Arch, T>(dlogits, params_.router, dx, add_dx, workspace, ex);
         matmul_dw<Arch, T>(dlogits, x, grad.router, workspace, ex);

@@ -44,7 +44,7 @@ struct routing_plan {
 // What a router did with the rows of one training call. Losses on the router add the gradient of the logits
 // to dlogits.
 template <class T>
-struct routed {
+struct routing_record {
     const batch& b;
     in<T> logits; // (n, n_experts), before noise
     in<T> noisy;  // after it; spread: of learnt noise. Empty where there is none
@@ -53,9 +53,9 @@ struct routed {
     tensor_view<T> dlogits, dspread;
 };
 
-// A reference to a callable (const routed<T>&, arena& workspace, executor_ref), for T float, double or both,
-// which has to outlive it. It is called in each backward of a layer that routes, in the calling thread, and
-// before that with an executor that is dry, to count the workspace that it takes.
+// A reference to a callable (const routing_record<T>&, arena& workspace, executor_ref), for T float, double
+// or both, which has to outlive it. It is called in each backward of a layer that routes, in the calling
+// thread, and before that with an executor that is dry, to count the workspace that it takes.
 class router_hook {
 public:
     router_hook() = default;
@@ -66,7 +66,7 @@ public:
           of_double_(caller<F, double>()) {}
 
     template <class T>
-    void operator()(const routed<T>& r, arena& workspace, executor_ref ex) const {
+    void operator()(const routing_record<T>& r, arena& workspace, executor_ref ex) const {
         if (object_ == nullptr) return;
         const auto call = [this] {
             if constexpr (std::is_same_v<T, float>)
@@ -80,11 +80,11 @@ public:
 
 private:
     template <class T>
-    using call_type = void (*)(void*, const routed<T>&, arena&, executor_ref);
+    using call_type = void (*)(void*, const routing_record<T>&, arena&, executor_ref);
     template <class F, class T>
     static constexpr call_type<T> caller() {
-        if constexpr (std::is_invocable_v<F&, const routed<T>&, arena&, executor_ref>)
-            return [](void* f, const routed<T>& r, arena& workspace, executor_ref ex) {
+        if constexpr (std::is_invocable_v<F&, const routing_record<T>&, arena&, executor_ref>)
+            return [](void* f, const routing_record<T>& r, arena& workspace, executor_ref ex) {
                 (*static_cast<F*>(f))(r, workspace, ex);
             };
         else

@@ -333,7 +333,7 @@ public:
     void reset() { calls_ = 0, balance_ = z_ = importance_ = 0; }
 
     template <class T>
-    void operator()(const routed<T>& r, arena& workspace, executor_ref ex) {
+    void operator()(const routing_record<T>& r, arena& workspace, executor_ref ex) {
         const arena::scope scope(workspace);
         auto weight = [](double w) { return static_cast<T>(w); };
         double balance = 0, z = 0, importance = 0;
