@@ -230,7 +230,7 @@ public:
         auto inner = [&](idx e) {
             return gated ? product_of(offsets, x, e, &P::w_gate, &P::b_gate, kept.gate) : up(e);
         };
-        const auto n = offsets == nullptr ? 0 : static_cast<idx>(experts_.size());
+        const auto n = static_cast<idx>(experts_.size());
         detail::run_products<T>(
             n, inner(all), inner, workspace, ex, [&](idx e, const auto& block, const auto& with) {
                 using block_type = typename decltype(inner(e))::block;
