@@ -280,6 +280,13 @@ void layer(const char* storage, const size& s, idx tokens, spread how = spread::
                 c.against(
                     "openblas", [&loop, ex] { openblas_one_thread(), loop.run(ex); }, loop.y, tolerance);
             }
+            if (const auto torch =
+                    libtorch_mixture({p.router, p.bias, p.gate_up, p.down, s.top_k}, c.threads())) {
+                auto& y = c.hold<tensor<float>>(tokens, s.d_model);
+                auto& calls = c.hold<idx>(0);
+                c.against(
+                    "libtorch", [&p, &y, &calls, torch] { torch(p.block(calls++), y.view()); }, y, tolerance);
+            }
             if (narrow) {
                 auto& wide = c.hold<mixture<float>>(p, c.threads());
                 c.against(

@@ -229,6 +229,9 @@ call libtorch(const product& p, idx threads) { return torch() ? torch()->multipl
 call libtorch_attention(const attended& p, idx threads, torch_gqa form) {
     return torch() ? torch()->attend(p, threads, form) : call();
 }
+mixture_call libtorch_mixture(const experts_of_tokens& p, idx threads) {
+    return torch() ? torch()->mix(p, threads) : mixture_call();
+}
 std::shared_ptr<torch_training> libtorch_training(const dense_model& m, idx threads) {
     return torch() ? torch()->train(m, threads) : nullptr;
 }

@@ -63,8 +63,19 @@ struct attended {
 // the keys in memory, or, for one token only, folded into its rows, so that the keys are read once.
 enum class torch_gqa { option, folded };
 
+// SwiGLU experts by the softmax over the logits of those chosen: gate and up of an expert one above the
+// other, experts one after another.
+struct experts_of_tokens {
+    tensor_view<const float> router, router_bias; // n_experts x d_model, 1 x n_experts
+    tensor_view<const float> gate_up, down; // n_experts * 2 * d_ff x d_model, n_experts * d_model x d_ff
+    idx top_k;
+};
+// A call on x, whose result is y; empty where libtorch is absent.
+using mixture_call = std::function<void(tensor_view<const float> x, tensor_view<float> y)>;
+
 call libtorch(const product& p, idx threads);
 call libtorch_attention(const attended& p, idx threads, torch_gqa form);
+mixture_call libtorch_mixture(const experts_of_tokens& p, idx threads);
 
 // A language model of pre-norm blocks, by the names that our parameters have.
 struct dense_model {
@@ -99,6 +110,7 @@ struct torch_functions {
     std::string (*version)();
     call (*multiply)(const product& p, idx threads);
     call (*attend)(const attended& p, idx threads, torch_gqa form);
+    mixture_call (*mix)(const experts_of_tokens& p, idx threads);
     std::shared_ptr<torch_training> (*train)(const dense_model& m, idx threads);
 };
 

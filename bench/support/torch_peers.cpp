@@ -75,6 +75,32 @@ call attend(const attended& p, idx threads, torch_gqa form) {
     };
 }
 
+// Expert by expert, as the models of transformers do it: rows picked, multiplied, added where they came from.
+mixture_call mix(const experts_of_tokens& p, idx threads) {
+    const idx n_experts = p.router.rows(), d = p.router.cols(), f = p.down.cols();
+    return [router = shared(p.router), bias = shared(p.router_bias).flatten(),
+            gate_up = shared(p.gate_up).view({n_experts, 2 * f, d}),
+            down = shared(p.down).view({n_experts, d, f}), k = p.top_k,
+            threads](tensor_view<const float> x_view, tensor_view<float> y_view) {
+        use_threads(threads);
+        const c10::InferenceMode no_gradient;
+        const at::Tensor x = shared(x_view);
+        const auto [best, chosen] = at::topk(at::linear(x, router, bias), k);
+        const at::Tensor weights = at::softmax(best, -1);
+        const at::Tensor y = at::zeros_like(x);
+        const at::Tensor hit = std::get<0>(at::_unique(chosen));
+        for (idx i = 0; i < hit.size(0); ++i) {
+            const auto e = hit[i].item<std::int64_t>();
+            const at::Tensor slots = (chosen == e).nonzero();
+            const at::Tensor rows = slots.select(1, 0);
+            const auto halves = at::linear(x.index_select(0, rows), gate_up[e]).chunk(2, -1);
+            const at::Tensor out = at::linear(at::silu(halves[0]) * halves[1], down[e]);
+            y.index_add_(0, rows, out * weights.index({rows, slots.select(1, 1)}).unsqueeze(1));
+        }
+        copy_into(y_view, y);
+    };
+}
+
 class training final : public torch_training {
 public:
     training(const dense_model& m, idx threads) : m_(m), threads_(threads) {
@@ -204,6 +230,6 @@ std::shared_ptr<torch_training> train(const dense_model& m, idx threads) {
 
 extern "C" const sluice::bench::torch_functions* sluice_bench_torch() {
     using namespace sluice::bench;
-    static const torch_functions all{version, multiply, attend, train};
+    static const torch_functions all{version, multiply, attend, mix, train};
     return &all;
 }

@@ -435,3 +435,50 @@ TEST_CASE("too little memory is told before any is taken") {
                     sluice::capacity_error);
     CHECK(small.used() == 0);
 }
+
+TEST_CASE("a table of experts by token is read") {
+    const std::string name = "ffn.gate.tid2eid", at = std::string(layer) + name;
+    auto table_of = [&](const io::safetensors& file, moe_naming naming = moe_naming::deepseek_v4) {
+        arena dry;
+        const auto shape = io::load_hash_table(file, naming, layer, dry);
+        arena memory(dry.bytes());
+        const auto table = io::load_hash_table(file, naming, layer, memory);
+        CHECK((shape.rows() == table.rows() && shape.cols() == table.cols()));
+        std::vector<int> values;
+        for (idx i = 0; i < table.size(); ++i) values.push_back(table(i / table.cols(), i % table.cols()));
+        return values;
+    };
+    auto integers = [](auto... value) {
+        std::vector<std::byte> bytes;
+        auto append = [&](auto v) {
+            const auto* from = reinterpret_cast<const std::byte*>(&v);
+            bytes.insert(bytes.end(), from, from + sizeof v);
+        };
+        (append(value), ...);
+        return bytes;
+    };
+    const std::vector<int> want{3, 0, -1, 7, 2, 5};
+    const auto wide = [&](std::int64_t last) {
+        return integers(std::int64_t{3}, std::int64_t{0}, std::int64_t{-1}, std::int64_t{7}, std::int64_t{2},
+                        last);
+    };
+    CHECK(table_of(made_file().add(at, io::dtype::i64, {3, 2}, wide(5)).make()) == want);
+    made_file narrow;
+    narrow.add(at, io::dtype::i32, {3, 2}, integers(3, 0, -1, 7, 2, 5));
+    CHECK(table_of(narrow.make()) == want);
+    CHECK(table_of(narrow.make(1)) == want);
+    arena none;
+    const auto file = narrow.make();
+    CHECK(io::load_hash_table(file, moe_naming::deepseek_v4, layer, none).data() ==
+          file.view<std::int32_t>(at).data());
+    CHECK(complaint([&] {
+              table_of(made_file().add(at, io::dtype::i64, {3, 2}, wide(std::int64_t{1} << 32)).make());
+          }) == "f: " + at + " holds 4294967296 in row 2");
+    CHECK(complaint([&] {
+              table_of(made_file().add(at, {3, 2}).make());
+          }) == "f: " + at + " must be a matrix of I64 or I32, is F32 [3, 2]");
+    CHECK(complaint([&] { table_of(made_file().add(at, io::dtype::i64, {6}, wide(5)).make()); }) ==
+          "f: " + at + " must be a matrix of I64 or I32, is I64 [6]");
+    CHECK(complaint([&] { table_of(made_file().make()); }) == "f: no tensor \"" + at + "\"");
+    CHECK_THROWS_AS(table_of(narrow.make(), moe_naming::deepseek_v3), sluice::config_error);
+}

@@ -142,3 +142,62 @@ TEST_CASE("widths that multiply out of range are refused before anything is boun
                         config_error);
     }
 }
+
+TEST_CASE("many over rows of their own: each gives its own bits, in exactly the memory that was counted") {
+    using params = sluice::feed_forward_params<float>;
+    const feed_forward_config c{.d_model = 5, .d_ff = 7, .bias = true};
+    constexpr idx n = 100;
+    std::vector<sluice::owned_params<params>> owned, gradients;
+    std::vector<params> experts, grad;
+    std::vector<std::int32_t> offsets{0};
+    for (idx e = 0; e < n; ++e) {
+        owned.emplace_back(c);
+        gradients.emplace_back(c);
+        experts.push_back(owned.back().view);
+        grad.push_back(gradients.back().view);
+        std::uint64_t seed = static_cast<std::uint64_t>(9 * e);
+        each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++seed); },
+                   experts.back());
+        offsets.push_back(offsets.back() + static_cast<std::int32_t>(e * e % 5));
+    }
+    const idx rows = offsets.back();
+    auto x = uniform_matrix<float>(rows, 5, 1), dy = uniform_matrix<float>(rows, 5, 2);
+    padded<float> y(rows, 5), dx(rows, 5), want(rows, 5), want_dx(rows, 5);
+    const sluice::grouped_feed_forward<float> many(c, experts);
+    for_each_executor([&](sluice::executor_ref ex, const std::string& name) {
+        INFO(name);
+        // the whole of a training call, and how much of it inference takes
+        auto call = [&](const std::int32_t* at, bool training, arena& tape, arena& workspace,
+                        sluice::executor_ref on) {
+            const arena::scope scope(workspace);
+            const auto kept = many.take(training ? tape : workspace, rows, rows);
+            many.forward(at, x, y, kept, training, workspace, on);
+            if (training) many.backward(at, x, dy, dx, kept, grad, workspace, on);
+            if (training) many.pop(tape, rows);
+        };
+        for (const bool training : {false, true}) {
+            arena tape_bytes, workspace_bytes;
+            sluice::dry_run nobody{ex.concurrency()};
+            call(nullptr, training, tape_bytes, workspace_bytes, nobody);
+            arena tape(tape_bytes.bytes()), workspace(workspace_bytes.bytes());
+            for (auto& g : grad) zero(g);
+            call(offsets.data(), training, tape, workspace, ex);
+            CHECK(tape.used() == 0);
+        }
+    });
+    for (std::size_t e = 0; e < n; ++e) {
+        const idx first = offsets[e], m = offsets[e + 1] - first;
+        const feed_forward_of<float> one(c, experts[e]);
+        const auto need = one.bytes({.max_rows = std::max<idx>(m, 1)});
+        arena tape(need.tape), workspace(need.workspace);
+        const sluice::owned_params<params> alone(c);
+        const auto xs = x.view().row_block(first, m), dys = dy.view().row_block(first, m);
+        one.forward(batch::one(m), xs, want.view().row_block(first, m), &tape, workspace);
+        one.backward(batch::one(m), xs, dys, want_dx.view().row_block(first, m), tape, alone.view, workspace);
+        CHECK(different_bits(grad[e].w_up, alone.view.w_up) == "");
+        CHECK(different_bits(grad[e].w_down, alone.view.w_down) == "");
+        CHECK(different_bits(grad[e].b_gate, alone.view.b_gate) == "");
+    }
+    CHECK(different_bits(y.view(), want.view()) == "");
+    CHECK(different_bits(dx.view(), want_dx.view()) == "");
+}

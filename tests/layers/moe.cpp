@@ -1,8 +1,10 @@
 #include "support/layer_suite.hpp"
 #include "support/reference_of.hpp"
 
+#include <sluice/layers/compose.hpp>
 #include <sluice/layers/moe.hpp>
 #include <sluice/reference/moe.hpp>
+#include <sluice/train/balance.hpp>
 
 #if __has_include(<nlohmann/json.hpp>)
 #    include <nlohmann/json.hpp>
@@ -281,4 +283,301 @@ TEST_CASE("what does not fit is named") {
           "moe: top_k 1 with normalised weights cannot be trained: the weight is constant, so the router has "
           "no "
           "gradient");
+}
+
+namespace {
+
+// A small layer in double with weights that are not small, and one training call of it.
+struct trained {
+    using params = sluice::moe_params<double>;
+
+    explicit trained(const moe_config& config, idx n_ = 9)
+        : c(config),
+          n(n_),
+          p(c),
+          grad(c),
+          x(uniform_matrix<double>(n, c.d_model, 3)),
+          dy(uniform_matrix<double>(n, c.d_model, 4)),
+          y(n, c.d_model),
+          dx(n, c.d_model) {
+        std::uint64_t seed = 20;
+        each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++seed); },
+                   p.view);
+        fill_uniform(p.view.selection_bias, 5, -0.1, 0.1);
+    }
+    batch b() const { return {.n_tokens = n, .offsets = offsets, .ids = ids, .random_key = key}; }
+    void forward(bool training) {
+        const sluice::moe<double> layer(c, p.view);
+        const auto need = layer.bytes({.max_rows = n});
+        arena workspace(need.workspace), tape(need.tape);
+        layer.forward(b(), x, y, training ? &tape : nullptr, workspace);
+    }
+    // What backward is the gradient of, the hook's losses apart.
+    double value() {
+        forward(true);
+        double sum = 0;
+        for (idx i = 0; i < n; ++i)
+            for (idx j = 0; j < c.d_model; ++j) sum += y(i, j) * dy(i, j);
+        return sum;
+    }
+    void backward() {
+        const sluice::moe<double> layer(c, p.view);
+        const auto need = layer.bytes({.max_rows = n});
+        arena workspace(need.workspace), tape(need.tape);
+        zero(grad.view);
+        layer.forward(b(), x, y, &tape, workspace);
+        layer.backward(b(), x, dy, dx, tape, grad.view, workspace);
+        CHECK(tape.used() == 0);
+        CHECK(workspace.used() == 0);
+    }
+    // Every gradient against differences of `loss`.
+    template <class F>
+    void check_gradients(F&& loss) {
+        backward();
+        double most = 0;
+        auto check = [&](const std::string& name, auto value_at, auto gradient_at, idx rows, idx cols) {
+            for (idx i = 0; i < rows; ++i)
+                for (idx j = 0; j < cols; ++j) {
+                    const double want = slope(loss, value_at(i, j)), got = gradient_at(i, j);
+                    most = std::max(most, std::abs(want));
+                    if (std::abs(want - got) > 1e-7 * (1 + std::abs(want)))
+                        FAIL_CHECK(name << "(" << i << ", " << j << ") is " << got << ", by differences "
+                                        << want);
+                }
+        };
+        check(
+            "dx", [&](idx i, idx j) -> double& { return x(i, j); }, [&](idx i, idx j) { return dx(i, j); }, n,
+            c.d_model);
+        each_param(
+            [&](const sluice::param_name& name, sluice::role r, auto& t, auto& g) {
+                if (r == sluice::role::buffer) return;
+                check(
+                    name.str(), [&](idx i, idx j) -> double& { return t(i, j); },
+                    [&](idx i, idx j) { return g(i, j); }, t.rows(), t.cols());
+            },
+            p.view, grad.view);
+        CHECK(most > 0.1);
+    }
+
+    moe_config c;
+    idx n;
+    std::vector<idx> offsets{};
+    std::vector<sluice::token_id> ids{};
+    std::uint64_t key = 7;
+    sluice::owned_params<params> p, grad;
+    padded<double> x, dy, y, dx;
+};
+
+moe_config small_config() {
+    return {.d_model = 4,
+            .router = {.n_experts = 5, .top_k = 2, .weights = {.norm = weight_norm::sum}},
+            .expert = {.d_ff = 3}};
+}
+
+} // namespace
+
+TEST_CASE("jitter and noise of training: gradients, keys, and none of it in inference") {
+    using sluice::jitter_on;
+    using sluice::router_noise;
+    for (const sluice::router_perturbation& noise :
+         {sluice::router_perturbation{.jitter = 0.3},
+          {.jitter = 0.3, .on = jitter_on::layer},
+          {.kind = router_noise::gumbel},
+          {.kind = router_noise::fixed, .sigma = 0.5},
+          {.kind = router_noise::learnt, .sigma = 0.1, .jitter = 0.1}}) {
+        moe_config c = small_config();
+        c.shared_d_ff = 2;
+        c.router.noise = noise;
+        CAPTURE(static_cast<int>(noise.kind), static_cast<int>(noise.on));
+        trained t(c);
+        t.check_gradients([&] { return t.value(); });
+        const double with_7 = t.value();
+        CHECK(t.value() == with_7);
+        t.key = 8;
+        CHECK(t.value() != with_7);
+        // inference knows neither
+        t.forward(false);
+        const padded<double> plain = t.y;
+        c.router.noise = {};
+        trained same(c);
+        same.p.view.router = t.p.view.router;
+        for (std::size_t e = 0; e < 5; ++e) same.p.view.experts[e] = t.p.view.experts[e];
+        same.p.view.shared = t.p.view.shared;
+        same.forward(false);
+        CHECK(different_bits(plain.view(), same.y.view()) == "");
+    }
+}
+
+TEST_CASE("layers of a stack draw numbers of their own") {
+    using block = sluice::residual<sluice::moe<double>>;
+    moe_config c = small_config();
+    c.router.noise = {.kind = sluice::router_noise::gumbel};
+    std::vector<std::vector<double>> seen;
+    auto look = [&](const sluice::routing_record<double>& r, arena&, sluice::executor_ref ex) {
+        if (ex.dry()) return;
+        seen.emplace_back();
+        for (idx e = 0; e < 5; ++e) seen.back().push_back(r.noisy(0, e) - r.logits(0, e));
+    };
+    c.router_hook = look;
+    const sluice::stack_config<moe_config> many{.n_layers = 3, .layer = c};
+    sluice::owned_params<sluice::stack_params<sluice::moe_params<double>>> p(many), grad(many);
+    initialise(p.view, many, sluice::random_source(1));
+    const sluice::stack<block> net(many, p.view);
+    const auto need = net.bytes({.max_rows = 3});
+    arena workspace(need.workspace), tape(need.tape);
+    const auto x = uniform_matrix<double>(3, 4, 1);
+    padded<double> y(3, 4), dx(3, 4);
+    net.forward(batch::one(3), x, y, &tape, workspace);
+    net.backward(batch::one(3), x, x, dx, tape, grad.view, workspace);
+    REQUIRE(seen.size() == 3);
+    CHECK(seen[0] != seen[1]);
+    CHECK(seen[1] != seen[2]);
+    CHECK(seen[0] != seen[2]);
+}
+
+TEST_CASE("losses on the router add to its gradients and keep their values") {
+    moe_config c = small_config();
+    c.router.score = router_score::sigmoid;
+    sluice::router_losses losses({.balance = 0.7, .z = 0.3, .importance = 0.2});
+    c.router_hook = losses;
+    trained t(c);
+    t.check_gradients([&] {
+        // the same call again, for the values: gradients of before are not read
+        const double out = t.value();
+        losses.reset();
+        padded<double> keep = t.dx;
+        sluice::owned_params<sluice::moe_params<double>> unused(c);
+        const sluice::moe<double> layer(t.c, t.p.view);
+        const auto need = layer.bytes({.max_rows = t.n});
+        arena workspace(need.workspace), tape(need.tape);
+        layer.forward(t.b(), t.x, t.y, &tape, workspace);
+        layer.backward(t.b(), t.x, t.dy, keep, tape, unused.view, workspace);
+        return out + losses.total();
+    });
+    losses.reset();
+    t.offsets = {0, 2, 9};
+    t.backward();
+    const double whole = losses.balance();
+    CHECK(losses.z() > 0);
+    CHECK(losses.importance() > 0);
+    CHECK(losses.total() == approx(0.7 * whole + 0.3 * losses.z() + 0.2 * losses.importance()));
+    t.backward();
+    CHECK(losses.balance() == approx(whole)); // a mean over calls
+    sluice::router_losses each({.balance = 0.7, .over = sluice::balance_over::sequences});
+    t.c.router_hook = each;
+    t.backward();
+    CHECK(each.balance() > 0);
+    CHECK(each.balance() != approx(whole));
+    CHECK(each.z() == 0);
+    CHECK(message_of<config_error>([] { sluice::router_losses({.balance = -1}); }) ==
+          "router_losses: a weight must be finite and not negative");
+    auto of_float = [](const sluice::routing_record<float>&, arena&, sluice::executor_ref) {};
+    t.c.router_hook = of_float;
+    CHECK(message_of<config_error>([&] { t.backward(); }) ==
+          "router_hook: the callable does not take this type of numbers");
+}
+
+TEST_CASE("backward counts choices for the selection bias, which then evens them out") {
+    moe_config c = small_config();
+    c.router.selection_bias = true;
+    trained t(c, 40);
+    t.backward();
+    double chosen = 0, uneven = 0;
+    for (idx e = 0; e < 5; ++e) {
+        chosen += t.grad.view.selection_bias(0, e);
+        uneven = std::max(uneven, t.grad.view.selection_bias(0, e));
+    }
+    CHECK(chosen == 80);
+    for (int step = 0; step < 300; ++step) {
+        t.backward();
+        update_selection_biases(t.grad.view, 1e-3, t.p.view);
+    }
+    double later = 0;
+    for (idx e = 0; e < 5; ++e) later = std::max(later, t.grad.view.selection_bias(0, e));
+    CHECK(later < uneven);
+    CHECK(later <= 18);
+}
+
+TEST_CASE("a capacity drops what comes late, and gradients know it") {
+    moe_config c = small_config();
+    c.router.capacity = {.rule = sluice::capacity_rule::share, .factor = 0, .minimum = 2};
+    for (const auto after : {sluice::weights_after_drop::kept, sluice::weights_after_drop::renormalised}) {
+        c.router.capacity.weights = after;
+        trained t(c, 12);
+        idx rows = 0;
+        auto look = [&](const sluice::routing_record<double>& r, arena&, sluice::executor_ref ex) {
+            if (ex.dry()) return;
+            std::vector<idx> load(5);
+            rows = 0;
+            for (idx i = 0; i < 12; ++i)
+                for (idx j = 0; j < 2; ++j)
+                    if (r.indices(i, j) >= 0) ++load[static_cast<std::size_t>(r.indices(i, j))], ++rows;
+            CHECK(*std::max_element(load.begin(), load.end()) <= 2);
+        };
+        t.c.router_hook = look;
+        t.backward();
+        CHECK(rows <= 10);
+        t.check_gradients([&] { return t.value(); });
+    }
+}
+
+TEST_CASE("experts that choose their tokens") {
+    moe_config c = small_config();
+    c.router.choice = sluice::router_choice::experts;
+    c.router.weights = {};
+    c.router.capacity = {.rule = sluice::capacity_rule::share, .factor = 1}; // n k / E tokens each
+    trained t(c, 10);
+    t.check_gradients([&] { return t.value(); });
+    // y(i) = sum over experts that took i of p(i, e) F_e(x(i))
+    ref::moe_weights<double> w{t.p.view.router, {}, {}, {}, {}, {}};
+    for (const auto& e : t.p.view.experts) w.experts.push_back(reference_of(e));
+    sluice::tensor<double> logits(10, 5), want(10, 4), out(10, 4);
+    ref::linear<double>({t.p.view.router, {}}, t.x, logits);
+    std::vector<std::vector<double>> probs;
+    for (idx i = 0; i < 10; ++i) {
+        std::vector<double> p(5);
+        double sum = 0;
+        for (idx e = 0; e < 5; ++e) sum += p[static_cast<std::size_t>(e)] = std::exp(logits(i, e));
+        for (double& v : p) v /= sum;
+        probs.push_back(p);
+    }
+    for (std::size_t e = 0; e < 5; ++e) {
+        std::vector<idx> order(10);
+        std::iota(order.begin(), order.end(), idx{0});
+        std::stable_sort(order.begin(), order.end(), [&](idx a, idx b) {
+            return probs[static_cast<std::size_t>(a)][e] > probs[static_cast<std::size_t>(b)][e];
+        });
+        ref::feed_forward<double>(ref::activation::silu, w.experts[e], t.x, out.view());
+        for (std::size_t i = 0; i < 4; ++i)
+            for (idx j = 0; j < 4; ++j)
+                want(order[i], j) += probs[static_cast<std::size_t>(order[i])][e] * out(order[i], j);
+    }
+    t.forward(false);
+    double apart = 0;
+    for (idx i = 0; i < 10; ++i)
+        for (idx j = 0; j < 4; ++j) apart = std::max(apart, std::abs(want(i, j) - t.y(i, j)));
+    CHECK(apart < 1e-12);
+}
+
+TEST_CASE("experts by a table of token ids") {
+    moe_config c = small_config();
+    c.router.choice = sluice::router_choice::hash_table;
+    const std::vector<std::int32_t> table{0, 1, 2, 3, 4, 0};
+    c.hash_table = {table.data(), 3, 2};
+    trained t(c, 6);
+    t.ids = {2, 0, 1, 1, 0, 2};
+    t.check_gradients([&] { return t.value(); });
+    std::vector<std::int32_t> seen;
+    auto look = [&](const sluice::routing_record<double>& r, arena&, sluice::executor_ref ex) {
+        for (idx i = 0; i < 6 && !ex.dry(); ++i) seen.insert(seen.end(), {r.indices(i, 0), r.indices(i, 1)});
+    };
+    t.c.router_hook = look;
+    t.backward();
+    CHECK(seen == std::vector<std::int32_t>{4, 0, 0, 1, 2, 3, 2, 3, 0, 1, 4, 0});
+    t.ids = {2, 0, 1, 1, 0, 3};
+    CHECK(message_of<sluice::input_error>([&] { t.forward(false); }) ==
+          "router: hash table: token id 3 at row 5 is outside the 3");
+    t.ids = {};
+    CHECK(message_of<sluice::input_error>([&] { t.forward(false); }) ==
+          "router: hash table: 0 ids for 6 rows");
 }

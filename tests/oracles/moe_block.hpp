@@ -8,13 +8,14 @@
 
 #include <map>
 #include <string>
+#include <vector>
 
 namespace sluice::test {
 
 struct published_moe {
     const char* name;
     io::moe_naming naming;
-    moe_config (*config)(const moe_sizes&);
+    moe_config (*config)(const moe_sizes&); // null: with a table
 };
 inline const published_moe published_moes[]{
     {"mixtral", io::moe_naming::mixtral, moe_presets::mixtral},
@@ -24,6 +25,7 @@ inline const published_moe published_moes[]{
     {"deepseek_v2", io::moe_naming::deepseek_v2, moe_presets::deepseek_v2},
     {"deepseek_v3", io::moe_naming::deepseek_v3, moe_presets::deepseek_v3},
     {"deepseek_v4", io::moe_naming::deepseek_v4, moe_presets::deepseek_v4},
+    {"deepseek_v4_hash", io::moe_naming::deepseek_v4, nullptr},
     {"glm4_moe", io::moe_naming::glm4_moe, moe_presets::glm4_moe},
     {"minimax_m2", io::moe_naming::minimax_m2, moe_presets::minimax_m2},
     {"gpt_oss", io::moe_naming::gpt_oss, moe_presets::gpt_oss},
@@ -70,7 +72,17 @@ struct moe_block {
         if (model->naming == io::moe_naming::llama4) sizes.shared_d_ff = 0; // as wide as an expert
         const idx room = size("room"); // of an expert, a number of tokens
         if (room > 0) sizes.capacity_factor = 1;
-        config = model->config(sizes);
+        if (model->config == nullptr) {
+            arena dry;
+            (void)io::load_hash_table(file, model->naming, prefix, dry);
+            table_memory = arena(dry.bytes());
+            const auto table = io::load_hash_table(file, model->naming, prefix, table_memory);
+            config = moe_presets::deepseek_v4_hash(sizes, table);
+            const auto read = file.view<std::int64_t>("ids");
+            for (idx i = 0; i < read.size(); ++i) ids.push_back(static_cast<token_id>(read(0, i)));
+        } else {
+            config = model->config(sizes);
+        }
         if (room > 0) config.router.capacity = {.rule = capacity_rule::share, .factor = 0, .minimum = room};
     }
 
@@ -78,6 +90,8 @@ struct moe_block {
     const published_moe* model;
     std::string prefix;
     moe_config config;
+    arena table_memory;
+    std::vector<token_id> ids; // of the rows of x, where there is a table
 };
 
 // The largest difference, relative to the largest number of `want`.
@@ -103,8 +117,10 @@ inline std::map<std::string, double> errors_of(const moe_block& block) {
     const auto need = layer.bytes({.max_rows = x.rows()});
     arena workspace(need.workspace), tape(need.tape);
     tensor<float> y(x.rows(), x.cols()), dx(x.rows(), x.cols());
-    layer.forward(batch::one(x.rows()), x, y.view(), &tape, workspace);
-    layer.backward(batch::one(x.rows()), x, dy, dx.view(), tape, grad.view, workspace);
+    batch b = batch::one(x.rows());
+    b.ids = block.ids;
+    layer.forward(b, x, y.view(), &tape, workspace);
+    layer.backward(b, x, dy, dx.view(), tape, grad.view, workspace);
     std::map<std::string, double> errors{{"y", relative_error(y.view(), block.file.view<float>("y"))},
                                          {"dx", relative_error(dx.view(), block.file.view<float>("dx"))}};
     each_param(

@@ -1,6 +1,6 @@
 // The C++ side of moe_blocks.py: loads each of the files given by the names of its model, runs the layer
-// forward and backward, and compares. Where weights under the names of modules in memory lie beside it, they
-// must be the same.
+// forward and backward, and compares. Where the same weights lie beside it under the names of modules in
+// memory, or in eight bits, they must be the same here as well.
 #include "moe_block.hpp"
 
 #include <cstdio>
@@ -16,10 +16,10 @@ using sluice::idx;
 constexpr double bound = 2e-6;
 
 bool same_weights(const moe_block& block, const std::string& path) {
-    const io::safetensors memory = io::read(path);
+    const io::safetensors other = io::read(path);
     using params = sluice::moe_params<const float>;
     const loaded_moe<params> a(block.file, block.model->naming, block.prefix, block.config);
-    const loaded_moe<params> b(memory, block.model->naming, block.prefix, block.config);
+    const loaded_moe<params> b(other, block.model->naming, block.prefix, block.config);
     bool same = true;
     each_param(
         [&](const sluice::param_name&, sluice::role, const auto& t, const auto& u) {
@@ -52,9 +52,11 @@ int main(int count, char** arguments) {
             if (error > bound)
                 std::printf("%s: %s is off by %.2g\n", path.c_str(), name.c_str(), error), good = false;
         }
-        const auto memory = std::filesystem::path(path).replace_extension(".memory.safetensors");
-        if (exists(memory) && !same_weights(block, memory.string()))
-            std::printf("%s: other weights\n", memory.c_str()), good = false;
+        for (const char* other : {".memory.safetensors", ".fp8.safetensors"}) {
+            const auto beside = std::filesystem::path(path).replace_extension(other);
+            if (exists(beside) && !same_weights(block, beside.string()))
+                std::printf("%s: other weights\n", beside.c_str()), good = false;
+        }
     }
     double most = 0;
     std::printf("%s:", model.c_str());

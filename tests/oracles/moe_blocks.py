@@ -6,7 +6,7 @@
 
 Each case is a safetensors file: the weights under the names that the model's checkpoints have (those that
 save_pretrained writes), the gradients under the same names behind "grad.", x, dy, y and dx, and the sizes as metadata.
-A second file holds the weights under the names of the modules in memory.
+Files beside it hold the weights under the names of the modules in memory and, for DeepSeek-V3, in eight bits.
 """
 import copy
 import pathlib
@@ -50,6 +50,9 @@ MODELS = {
     "deepseek_v4": ("deepseek_v4", {**USUAL, "d_ff": "intermediate_size", "n_experts": "n_routed_experts",
                                     "scale": "routed_scaling_factor", "clamp": "swiglu_limit"},
                     {"mlp_layer_types": ["moe", "moe"], "n_shared_experts": 1}),
+    "deepseek_v4_hash": ("deepseek_v4", {**USUAL, "d_ff": "intermediate_size", "n_experts": "n_routed_experts",
+                                         "scale": "routed_scaling_factor", "clamp": "swiglu_limit"},
+                         {"mlp_layer_types": ["hash_moe", "hash_moe"], "n_shared_experts": 1}),
     "glm4_moe": ("glm4_moe", DEEPSEEK, SHARED_TWICE),
     "minimax_m2": ("minimax_m2", MIXTRAL, {}),
     "gpt_oss": ("gpt_oss", {**MIXTRAL, "clamp": "swiglu_limit"}, {}),
@@ -62,6 +65,9 @@ MODELS = {
 SMALL = {"d_model": 10, "d_ff": 6, "n_experts": 4, "top_k": 2, "n_tokens": 9}
 LARGER = {"d_model": 96, "d_ff": 56, "n_experts": 16, "top_k": 4, "n_tokens": 70}
 ODD = {"d_model": 37, "d_ff": 29, "n_experts": 12, "top_k": 3, "n_tokens": 41}
+# More than a block of eight bits has.
+WIDE = {"d_model": 140, "d_ff": 132, "n_experts": 4, "top_k": 2, "n_tokens": 5}
+VOCABULARY = 16
 GROUPED = ("deepseek_v2", "deepseek_v3", "glm4_moe")
 
 
@@ -69,7 +75,8 @@ def sizes_of(model, case):
     sizes = dict(case)
     names = MODELS[model][1]
     if model in GROUPED:
-        sizes.update(n_groups=2 if case is SMALL else 4, kept_groups=1 if case is SMALL else 2)
+        few = case["n_experts"] < 8
+        sizes.update(n_groups=2 if few else 4, kept_groups=1 if few else 2)
     if "scale" in names:
         sizes["scale"] = 2.5
     if "clamp" in names:
@@ -101,7 +108,7 @@ def block_of(model, sizes):
     kind, names, more = MODELS[model]
     fields = {names[size]: value for size, value in sizes.items() if size in names}
     config = AutoConfig.for_model(kind, **{
-        "vocab_size": 16, "num_hidden_layers": 2 if kind == "deepseek_v4" else 1, "num_attention_heads": 1,
+        "vocab_size": VOCABULARY, "num_hidden_layers": 2 if kind == "deepseek_v4" else 1, "num_attention_heads": 1,
         "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 8, "first_k_dense_replace": 0,
         "q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4,
         **more, **fields})
@@ -117,6 +124,10 @@ def fill(block, generator):
     """Weights that make outputs of order one; all biases count."""
     tensors = [*block.named_parameters(), *block.named_buffers()]
     for name, t in tensors:
+        if name.endswith("tid2eid"):  # each row of different experts
+            experts = router_of(block).num_experts
+            t.copy_(torch.stack([torch.randperm(experts, generator=generator)[: t.shape[1]] for _ in t]))
+            continue
         wide = t.shape[-2] if name.endswith("gate_up_proj") and t.shape[-1] % 2 == 0 else t.shape[-1]
         deviation = 0.3 if t.dim() == 1 or "bias" in name else 1.5 / wide ** 0.5
         t.data.copy_(torch.randn(t.shape, generator=generator) * deviation)
@@ -143,6 +154,8 @@ def choices(block, x):
 def inputs(block, sizes, generator):
     """Rows whose experts stay the same when the router's weights move by far more than rounding does."""
     x = torch.randn(4 * sizes["n_tokens"], sizes["d_model"], generator=generator)
+    if hasattr(router_of(block), "tid2eid"):
+        return x[: sizes["n_tokens"]].contiguous()
     moved = copy.deepcopy(block)
     safe = torch.ones(len(x), dtype=torch.bool)
     for _ in range(8):
@@ -168,14 +181,33 @@ def saved(whole, block, place):
     return {name: t for name, t in tensors.items() if name.startswith(layer) and any(w in name for w in words)}
 
 
+def in_eight_bits(t):
+    """A matrix as checkpoints have it, with a factor for each block of 128 x 128, and what it stands for."""
+    rows, columns = (-(-n // 128) for n in t.shape)
+    factors = 0.004 + 0.007 * torch.arange(rows)[:, None] + 0.003 * torch.arange(columns)
+    whole = factors.repeat_interleave(128, 0).repeat_interleave(128, 1)[: t.shape[0], : t.shape[1]]
+    stored = (t / whole).to(torch.float8_e4m3fn)
+    return stored, factors, stored.float() * whole
+
+
+def round_experts(block):
+    for name, t in block.named_parameters():
+        matrices = [t] if t.dim() == 2 else [m for e in t for m in e.chunk(2 if "gate_up" in name else 1)]
+        for m in matrices if "expert" in name else []:
+            m.data.copy_(in_eight_bits(m.data)[2])
+
+
 def make(model, case, path, seed):
     generator = torch.Generator().manual_seed(seed)
     sizes = sizes_of(model, case)
     block, whole, place = block_of(model, sizes)
     block.eval()
     fill(block, generator)
+    if case is WIDE:
+        round_experts(block)
     x = inputs(block, sizes, generator).requires_grad_()
-    y = block(x[None])
+    ids = torch.randint(VOCABULARY, (1, len(x)), generator=generator)
+    y = block(x[None], ids) if hasattr(router_of(block), "tid2eid") else block(x[None])
     y = (y[0] if isinstance(y, tuple) else y).reshape(x.shape)
     dy = torch.randn(y.shape, generator=generator)
     y.backward(dy)
@@ -183,10 +215,17 @@ def make(model, case, path, seed):
     metadata = {"model": model, "prefix": place.rsplit(".", 1)[0] + ".", **{k: str(v) for k, v in sizes.items()}}
     memory = {f"{place}.{name}": t.detach().clone() for name, t in block.state_dict().items()}
     save_file(memory, path.with_suffix(".memory.safetensors"), metadata)
+    if case is WIDE:
+        bits = dict(tensors)
+        for name, t in tensors.items():
+            if "expert" in name:
+                bits[name], bits[f"{name}_scale_inv"], value = in_eight_bits(t)
+                assert torch.equal(value, t), name
+        save_file(bits, path.with_suffix(".fp8.safetensors"), metadata)
     for parameter in block.parameters():
         parameter.data.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     tensors.update({f"grad.{name}": t for name, t in saved(whole, block, place).items()})
-    tensors.update(x=x.detach(), dy=dy, y=y.detach(), dx=x.grad)
+    tensors.update(x=x.detach(), dy=dy, y=y.detach(), dx=x.grad, ids=ids)
     save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata)
 
 
@@ -209,6 +248,9 @@ def main():
                 for seed in (1, 2, 3):
                     paths.append(pathlib.Path(name) / f"{model}_{i}_{seed}.safetensors")
                     make(model, case, paths[-1], seed)
+            if model == "deepseek_v3":
+                paths.append(pathlib.Path(name) / f"{model}_wide.safetensors")
+                make(model, WIDE, paths[-1], 1)
             failed += subprocess.run([program, *paths]).returncode != 0
     print(f"{len(MODELS)} models, {failed} failed; transformers {transformers.__version__}, torch {torch.__version__}")
     return failed != 0

@@ -35,6 +35,8 @@ public:
         return out + part;
     }
 
+    std::string_view last() const { return text_; } // part; empty for a number
+
 private:
     const param_name* parent_ = nullptr;
     std::string_view text_;

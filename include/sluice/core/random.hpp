@@ -22,6 +22,8 @@ public:
         return random_source(std::uint64_t{block[0]} << 32 | block[1]);
     }
 
+    std::uint64_t key() const { return key_; }
+
     std::uint32_t bits(idx i) const {
         const auto counter = static_cast<std::uint64_t>(i);
         return philox(counter / 4, 0, key_)[counter % 4];

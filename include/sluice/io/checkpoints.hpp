@@ -87,6 +87,15 @@ void copy_source(const safetensors& file, const moe_source& s, const tensor_view
         return;
     }
     with_element<double, float, half, bf16>(t.type, [&]<class S>(const S*) {
+        if constexpr (std::is_same_v<S, T>)
+            if (s.col_step == 1) { // 0.1 ns an element, 1.9 one by one
+                for (idx i = 0; i < to.rows(); ++i)
+                    copy_elements(reinterpret_cast<std::byte*>(to.row(i)),
+                                  t.bytes.data() +
+                                      static_cast<std::size_t>(s.first + i * s.row_step) * sizeof(S),
+                                  static_cast<std::size_t>(to.cols()) * sizeof(S), sizeof(S));
+                return;
+            }
         for_each_in_tiles(to.rows(), to.cols(), [&](idx i, idx j) {
             to(i, j) = convert_element<T>(element_of<S>(t, s.first + i * s.row_step + j * s.col_step));
         });
@@ -318,6 +327,35 @@ P load_moe(const safetensors& file, moe_naming naming, std::string_view prefix, 
                                         static_cast<idx>(memory.capacity() - memory.used()), "bytes"));
     }
     return reader.load(memory);
+}
+
+// The table of a layer that looks experts up by token id (DeepSeek-V4), for moe_config::hash_table:
+// vocabulary x top_k, a view of the file or a copy in `memory`, sized as for load_moe. Throws config_error
+// where files of the model have none, input_error where it is missing, no matrix of integers, or holds one
+// beyond 32 bits; that entries are experts is checked when they are used.
+inline tensor_view<const std::int32_t> load_hash_table(const safetensors& file, moe_naming naming,
+                                                       std::string_view prefix, arena& memory) {
+    const detail::moe_names names = detail::names_in(file, naming, prefix);
+    require(!names.hash_table.empty(), "io::load_hash_table, " + std::string(names.model),
+            "files of this model have no table");
+    const std::string name = std::string(prefix) + std::string(names.block) + std::string(names.hash_table);
+    const tensor_info& t = file.info(name);
+    if (t.shape.size() != 2 || (t.type != dtype::i64 && t.type != dtype::i32))
+        detail::fail(file.path(), name + " must be a matrix of I64 or I32, is " + t.text());
+    if (t.type == dtype::i32 && safetensors::view_problem(t, alignof(std::int32_t)).empty())
+        return file.view<std::int32_t>(name);
+    const auto table = memory.take<std::int32_t>(t.rows(), t.cols());
+    for (idx i = 0; i < t.rows() && !memory.dry(); ++i)
+        for (idx j = 0; j < t.cols(); ++j) {
+            const idx at = i * t.cols() + j;
+            const std::int64_t entry = t.type == dtype::i64 ? detail::element_of<std::int64_t>(t, at)
+                                                            : detail::element_of<std::int32_t>(t, at);
+            if (entry != static_cast<std::int32_t>(entry))
+                detail::fail(file.path(),
+                             name + " holds " + std::to_string(entry) + " in row " + std::to_string(i));
+            table(i, j) = static_cast<std::int32_t>(entry);
+        }
+    return table;
 }
 
 } // namespace SLUICE_ISA

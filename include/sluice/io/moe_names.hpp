@@ -48,7 +48,7 @@ struct moe_names {
     std::array<std::string_view, 3> stacked{"experts.gate_up_proj", "experts.gate_up_proj",
                                             "experts.down_proj"}; // of all experts
     std::string_view shared{}, shared_gate{};
-    std::string_view hash_table{}; // read by the caller: it is a part of the config
+    std::string_view hash_table{}; // see load_hash_table
 };
 
 inline moe_names names_of(moe_naming naming) {

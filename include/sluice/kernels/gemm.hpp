@@ -188,7 +188,8 @@ void gemm_block::operator()(Arch, const gemm_block_args<T, S>& g) const {
         }
         return;
     }
-    constexpr idx ahead = 8192 / static_cast<idx>(sizeof(S)); // panels come from far away, one after another
+    // panels come from far away, one after another; those of no steps are nowhere
+    const idx ahead = g.k == 0 ? 0 : 8192 / static_cast<idx>(sizeof(S));
     // row tile by row tile: its rows of A stay in L1 while the panels pass
     for (idx i = 0; i < g.m; i += tile::rows) {
         const idx rows = std::min<idx>(tile::rows, g.m - i);

@@ -222,9 +222,29 @@ SLUICE_INLINE bool top_of_short(const T* x, idx n, idx k, bool sorted, std::int3
     return true;
 }
 
+// The largest and, for k = 2, the next, in order: for rows that are over before a register is filled.
+template <class T>
+SLUICE_INLINE void top_one_or_two(const T* x, idx n, idx k, bool sorted, std::int32_t* indices) {
+    auto before = [](T a, T b) { return b < a || (b != b && a == a); }; // NaN comes last
+    idx first = 0, second = -1;
+    T best = x[0], next = x[0];
+    for (idx i = 1; i < n; ++i) {
+        const T v = x[i];
+        const bool leads = before(v, best), follows = !leads && (second < 0 || before(v, next));
+        second = leads ? first : follows ? i : second;
+        next = leads ? best : follows ? v : next;
+        first = leads ? i : first;
+        best = leads ? v : best;
+    }
+    if (k == 2 && !sorted && second < first) std::swap(first, second);
+    indices[0] = static_cast<std::int32_t>(first);
+    if (k == 2) indices[1] = static_cast<std::int32_t>(second);
+}
+
 template <class Arch, class T>
 void top_k::operator()(Arch, const T* x, idx n, idx k, bool sorted, std::int32_t* indices) const {
     if (k <= 0) return;
+    if (k <= 2 && k <= n && n <= 16) return top_one_or_two(x, n, k, sorted, indices);
     if (n <= most_ranked && top_of_short<Arch>(x, n, k, sorted, indices)) return;
     if (k <= 8 && n >= 64 && top_few<16, Arch>(x, n, k, sorted, indices)) return;
     if (k <= 32 && n >= 256 && top_few<64, Arch>(x, n, k, sorted, indices)) return;

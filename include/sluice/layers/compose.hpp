@@ -110,6 +110,16 @@ struct stack_state {
 
 inline namespace SLUICE_ISA {
 
+namespace detail {
+
+// Layer i of several draws numbers of its own, the same ones in backward.
+inline batch for_layer(batch b, idx i) {
+    b.random_key = random_source(b.random_key).split(static_cast<std::uint64_t>(i)).key();
+    return b;
+}
+
+} // namespace detail
+
 template <class Layer>
 class residual {
     static_assert(streaming_layer<Layer>, "sluice: residual takes a streaming_layer; see core/layer.hpp");
@@ -210,8 +220,9 @@ public:
         const arena::scope scope(workspace);
         relay<T> walk("chain", n_layers, b.rows(), d_in(), x, y, tape, workspace);
         for_each_layer([&](auto i, const auto& layer) {
-            walk.step(
-                i(), [&](in<T> from, tensor_view<T> to) { layer.forward(b, from, to, tape, workspace, ex); });
+            walk.step(i(), [&](in<T> from, tensor_view<T> to) {
+                layer.forward(detail::for_layer(b, i()), from, to, tape, workspace, ex);
+            });
         });
         walk.finish();
     }
@@ -225,7 +236,8 @@ public:
             (walk.step(n_layers - 1 - static_cast<idx>(I),
                        [&](in<T> from, in<T> d, tensor_view<T> to) {
                            constexpr std::size_t J = sizeof...(Layers) - 1 - I;
-                           get<J>(layers_).backward(b, from, d, to, tape, get<J>(grad.layers), workspace, ex);
+                           get<J>(layers_).backward(detail::for_layer(b, J), from, d, to, tape,
+                                                    get<J>(grad.layers), workspace, ex);
                        }),
              ...);
         }
@@ -247,7 +259,8 @@ public:
         relay<T> walk("chain", n_layers, b.rows(), d_in(), x, y, nullptr, workspace);
         for_each_layer([&](auto i, const auto& layer) {
             walk.step(i(), [&](in<T> from, tensor_view<T> to) {
-                layer.extend(b, from, to, get<static_cast<std::size_t>(i())>(state.layers), workspace, ex);
+                layer.extend(detail::for_layer(b, i()), from, to,
+                             get<static_cast<std::size_t>(i())>(state.layers), workspace, ex);
             });
         });
     }
@@ -316,8 +329,9 @@ public:
         const arena::scope scope(workspace);
         relay<T> walk("stack", n_layers(), b.rows(), d_in(), x, y, tape, workspace);
         for (idx i = 0; i < n_layers(); ++i)
-            walk.step(
-                i, [&](in<T> from, tensor_view<T> to) { at(i).forward(b, from, to, tape, workspace, ex); });
+            walk.step(i, [&](in<T> from, tensor_view<T> to) {
+                at(i).forward(detail::for_layer(b, i), from, to, tape, workspace, ex);
+            });
         walk.finish();
     }
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
@@ -328,7 +342,7 @@ public:
         relay_back<T> walk(n_layers(), b.rows(), d_in(), x, dy, dx, tape, workspace);
         for (idx i = n_layers() - 1; i >= 0; --i)
             walk.step(i, [&](in<T> from, in<T> d, tensor_view<T> to) {
-                at(i).backward(b, from, d, to, tape, part_of(grad, i), workspace, ex);
+                at(i).backward(detail::for_layer(b, i), from, d, to, tape, part_of(grad, i), workspace, ex);
             });
     }
     state_type bind_state(arena& memory, const limits& most) const {
@@ -347,7 +361,9 @@ public:
         relay<T> walk("stack", n_layers(), b.rows(), d_in(), x, y, nullptr, workspace);
         for (idx i = 0; i < n_layers(); ++i)
             walk.step(i, [&](in<T> from, tensor_view<T> to) {
-                with_state(state, i, [&](auto& mine) { at(i).extend(b, from, to, mine, workspace, ex); });
+                with_state(state, i, [&](auto& mine) {
+                    at(i).extend(detail::for_layer(b, i), from, to, mine, workspace, ex);
+                });
             });
     }
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }

@@ -2,7 +2,7 @@
 //   swiglu, geglu, quick_geglu: y = (act(x W_gate^T) * (x W_up^T)) W_down^T   (Shazeer, "GLU variants
 //   improve transformer", 2020; quick_geglu with x sigmoid(1.702 x), and clamps and an offset by choice)
 //   gelu, relu: y = act(x W_up^T) W_down^T   (Vaswani et al., 2017)
-// Each of the products with a bias by choice.
+// Each of the products with a bias by choice. And many of them in one region, each over rows of its own.
 #pragma once
 
 #include "../core/layer.hpp"
@@ -73,6 +73,34 @@ void initialise(const feed_forward_params<T>& p, const feed_forward_config& c, c
 
 inline namespace SLUICE_ISA {
 
+namespace detail {
+
+// From gate and up before the activation, whose gradients take their place; `hidden` is memory like theirs.
+template <class Arch, class T, class W>
+void feed_forward_backward(const feed_forward_config& c, const feed_forward_params<W>& w, in<T> x, in<T> dy,
+                           tensor_view<T> dx, tensor_view<T> gate, tensor_view<T> up, tensor_view<T> hidden,
+                           const feed_forward_params<T>& grad, arena& workspace, executor_ref ex) {
+    const in<T> none;
+    activate<Arch, T>(c.act(), c.gated() ? gate : up, c.gated() ? in<T>(up) : none, hidden, ex, c.glu);
+    matmul_dw<Arch, T>(dy, hidden, grad.w_down, workspace, ex);
+    if (c.bias) add_rows<Arch, T>(dy, grad.b_down, ex);
+    const auto dhidden = hidden; // no longer needed
+    matmul_dx<Arch, T>(dy, w.w_down, dhidden, false, workspace, ex);
+    if (c.gated())
+        activate_backward<Arch, T>(c.act(), gate, up, dhidden, gate, up, ex, c.glu);
+    else
+        activate_backward<Arch, T>(c.act(), up, {}, dhidden, up, {}, ex);
+    auto inner = [&](in<T> d, const tensor_view<W>& weights, bool add, tensor_view<T> dw, tensor_view<T> db) {
+        matmul_dx<Arch, T>(d, weights, dx, add, workspace, ex);
+        matmul_dw<Arch, T>(d, x, dw, workspace, ex);
+        if (c.bias) add_rows<Arch, T>(d, db, ex);
+    };
+    inner(up, w.w_up, false, grad.w_up, grad.b_up);
+    if (c.gated()) inner(gate, w.w_gate, true, grad.w_gate, grad.b_gate);
+}
+
+} // namespace detail
+
 template <class T, class W = T, class Arch = simd::native>
 class feed_forward {
 public:
@@ -137,19 +165,8 @@ public:
         const auto up = tape.pop<T>(b.rows(), config_.d_ff);
         const auto gate = config_.gated() ? tape.pop<T>(b.rows(), config_.d_ff) : tensor_view<T>();
         const auto hidden = workspace.take<T>(b.rows(), config_.d_ff);
-        activate_inner(gate, up, hidden, ex);
-        matmul_dw<Arch>(dy, hidden, grad.w_down, workspace, ex);
-        if (config_.bias) add_rows<Arch>(dy, grad.b_down, ex);
-        const auto dhidden = hidden; // no longer needed
-        matmul_dx<Arch>(dy, params_.w_down, dhidden, false, workspace, ex);
-        // gradients take the place of the taped values
-        if (config_.gated())
-            activate_backward<Arch>(config_.act(), gate, up, dhidden, gate, up, ex, config_.glu);
-        else
-            activate_backward<Arch>(config_.act(), up, {}, dhidden, up, {}, ex);
-        inner_backward(x, up, dx, false, params_.w_up, grad.w_up, grad.b_up, workspace, ex);
-        if (config_.gated())
-            inner_backward(x, gate, dx, true, params_.w_gate, grad.w_gate, grad.b_gate, workspace, ex);
+        detail::feed_forward_backward<Arch, T>(config_, params_, x, dy, dx, gate, up, hidden, grad, workspace,
+                                               ex);
     }
 
     no_state bind_state(arena&, const limits&) const { return {}; }
@@ -171,21 +188,109 @@ private:
         const auto gate = config_.gated() ? keep.take<T>(n, config_.d_ff) : tensor_view<T>();
         return {gate, keep.take<T>(n, config_.d_ff)};
     }
-    void activate_inner(in<T> gate, in<T> up, tensor_view<T> hidden, executor_ref ex) const {
-        if (config_.gated())
-            activate<Arch>(config_.act(), gate, up, hidden, ex, config_.glu);
-        else
-            activate<Arch>(config_.act(), up, {}, hidden, ex);
-    }
-    void inner_backward(in<T> x, in<T> dinner, tensor_view<T> dx, bool add, const tensor_view<W>& w,
-                        tensor_view<T> dw, tensor_view<T> db, arena& workspace, executor_ref ex) const {
-        matmul_dx<Arch>(dinner, w, dx, add, workspace, ex);
-        matmul_dw<Arch>(dinner, x, dw, workspace, ex);
-        if (config_.bias) add_rows<Arch>(dinner, db, ex);
-    }
-
     feed_forward_config config_;
     params_type params_;
+};
+
+// Feed-forwards of one config, each over rows of its own: the experts of a mixture. Rows lie one expert's
+// after another's: expert e has rows offsets[e] to offsets[e + 1]. Each gives the bits that feed_forward
+// gives; all of them together take two regions, whatever their number. In a dry run offsets are null.
+template <class T, class W = T, class Arch = simd::native>
+class grouped_feed_forward {
+public:
+    grouped_feed_forward(const feed_forward_config& config, std::span<const feed_forward_params<W>> experts)
+        : config_(config), experts_(experts) {
+        for (const auto& p : experts) feed_forward<T, W, Arch>(config, p); // checks it
+    }
+
+    struct taped { // before the activation
+        tensor_view<T> gate, up;
+    };
+    // For `most` rows, of which n are used.
+    taped take(arena& keep, idx most, idx n) const {
+        const idx f = config_.d_ff;
+        const auto gate = config_.gated() ? keep.take<T>(most, f).row_block(0, n) : tensor_view<T>();
+        return {gate, keep.take<T>(most, f).row_block(0, n)};
+    }
+    void pop(arena& tape, idx most) const {
+        (void)tape.pop<T>(most, config_.d_ff);
+        if (config_.gated()) (void)tape.pop<T>(most, config_.d_ff);
+    }
+
+    // y (rows, d_model) from x; `kept` (take) for backward, or, with none wanted, where the products lie.
+    void forward(const std::int32_t* offsets, in<T> x, tensor_view<T> y, const taped& kept, bool backward,
+                 arena& workspace, executor_ref ex) const {
+        require_shape(x, y.rows(), config_.d_model, "grouped_feed_forward", "x");
+        require_shape(y, x.rows(), config_.d_model, "grouped_feed_forward", "y");
+        const arena::scope scope(workspace);
+        const bool gated = config_.gated();
+        const auto hidden = backward ? workspace.take<T>(x.rows(), config_.d_ff) : kept.up;
+        using P = feed_forward_params<W>;
+        auto up = [&](idx e) { return product_of(offsets, x, e, &P::w_up, &P::b_up, kept.up); };
+        auto inner = [&](idx e) {
+            return gated ? product_of(offsets, x, e, &P::w_gate, &P::b_gate, kept.gate) : up(e);
+        };
+        const auto n = static_cast<idx>(experts_.size());
+        detail::run_products<T>(
+            n, inner(all), inner, workspace, ex, [&](idx e, const auto& block, const auto& with) {
+                using block_type = typename decltype(inner(e))::block;
+                const block_type at{block.i, block.rows, block.j, block.cols};
+                in<T> factor;
+                if (gated) {
+                    up(e).multiply(at, {with.a, with.a_scratch, with.b_scratch});
+                    factor = rows_of(offsets, e, kept.up);
+                }
+                inner(e).activate(at, config_.act(), factor, rows_of(offsets, e, hidden), config_.glu);
+            });
+        auto outer = [&](idx e) { return product_of(offsets, hidden, e, &P::w_down, &P::b_down, y); };
+        detail::run_products<T>(n, outer(all), outer, workspace, ex, [](idx, const auto&, const auto&) {});
+    }
+
+    // dx from dy; gradients take the place of what was kept.
+    void backward(const std::int32_t* offsets, in<T> x, in<T> dy, tensor_view<T> dx, const taped& kept,
+                  std::span<const feed_forward_params<T>> grad, arena& workspace, executor_ref ex) const {
+        const arena::scope scope(workspace);
+        const auto hidden = workspace.take<T>(x.rows(), config_.d_ff);
+        auto one = [&](const auto& w, in<T> xs, in<T> dys, tensor_view<T> dxs, tensor_view<T> gate,
+                       tensor_view<T> up, tensor_view<T> h, const feed_forward_params<T>& g) {
+            detail::feed_forward_backward<Arch, T>(config_, w, xs, dys, dxs, gate, up, h, g, workspace, ex);
+        };
+        if (offsets == nullptr) // the most rows that one of them can have
+            return one(params_of(all), x, dy, dx, kept.gate, kept.up, hidden, shapes<T>());
+        for (std::size_t e = 0; e < experts_.size(); ++e) {
+            auto part = [&](const auto& t) { return rows_of(offsets, static_cast<idx>(e), t); };
+            if (part(x).rows() > 0)
+                one(experts_[e], part(x), part(dy), part(dx), part(kept.gate), part(kept.up), part(hidden),
+                    grad[e]);
+        }
+    }
+
+private:
+    static constexpr idx all = -1; // rows, of the shape that every expert has
+
+    template <class S>
+    feed_forward_params<S> shapes() const {
+        arena dry;
+        return feed_forward_params<S>::bind(dry, config_);
+    }
+    feed_forward_params<W> params_of(idx e) const {
+        return e == all ? shapes<W>() : experts_[static_cast<std::size_t>(e)];
+    }
+    template <class V>
+    static V rows_of(const std::int32_t* offsets, idx e, const V& t) {
+        return e == all || t.empty() ? t : t.row_block(offsets[e], offsets[e + 1] - offsets[e]);
+    }
+    template <class Weights, class Bias>
+    auto product_of(const std::int32_t* offsets, in<T> x, idx e, Weights w, Bias b,
+                    const tensor_view<T>& y) const {
+        const auto p = params_of(e);
+        auto made =
+            detail::make_product<Arch>(rows_of(offsets, e, x), p.*w, rows_of(offsets, e, y), {.bias = p.*b});
+        made.grouped = true;
+        return made;
+    }
+    feed_forward_config config_;
+    std::span<const feed_forward_params<W>> experts_;
 };
 
 } // namespace SLUICE_ISA

@@ -22,6 +22,7 @@ struct moe_config {
     router_weight_on weight_on = router_weight_on::output;
     bool router_bias = false;
     tensor_view<const std::int32_t> hash_table{}; // vocabulary x top_k, where the router looks experts up
+    sluice::router_hook router_hook{};            // sees each backward: losses on the router, statistics
 
     feed_forward_config expert_config() const {
         feed_forward_config c = expert;
@@ -34,6 +35,7 @@ struct moe_config {
         return c;
     }
     idx n_experts() const { return router.n_experts - router.n_identity; } // with weights
+    bool learns_noise() const { return router.noise.kind == router_noise::learnt; }
 };
 
 template <class W>
@@ -41,6 +43,7 @@ struct moe_params {
     using V = vector_type<W>;
     tensor_view<V> router;                      // router.n_experts x d_model
     tensor_view<V> router_bias, selection_bias; // 1 x router.n_experts, or empty
+    tensor_view<V> router_noise;                // as router, of learnt noise, or empty
     std::span<feed_forward_params<W>> experts;  // the views themselves live in the arena they were bound from
     feed_forward_params<W> shared;              // or empty
     tensor_view<V> shared_gate;                 // 1 x d_model, or empty
@@ -51,6 +54,7 @@ struct moe_params {
         p.router = a.take<V>(c.router.n_experts, c.d_model);
         if (c.router_bias) p.router_bias = a.take<V>(1, c.router.n_experts);
         if (c.router.selection_bias) p.selection_bias = a.take<V>(1, c.router.n_experts);
+        if (c.learns_noise()) p.router_noise = a.take<V>(c.router.n_experts, c.d_model);
         auto* at = a.take_views<feed_forward_params<W>>(c.n_experts());
         if (at == nullptr)
             a.count(c.n_experts(), [&] { (void)feed_forward_params<W>::bind(a, c.expert_config()); });
@@ -69,6 +73,8 @@ struct moe_params {
             f(param_name(at, "router_bias"), role::vector, first.router_bias, sets.router_bias...);
         if (!first.selection_bias.empty())
             f(param_name(at, "selection_bias"), role::buffer, first.selection_bias, sets.selection_bias...);
+        if (!first.router_noise.empty())
+            f(param_name(at, "router_noise"), role::matrix, first.router_noise, sets.router_noise...);
         const param_name experts(at, "experts");
         for (std::size_t e = 0; e < first.experts.size(); ++e)
             feed_forward_params<W>::each(f, param_name(experts, static_cast<idx>(e)), first.experts[e],
@@ -81,11 +87,11 @@ struct moe_params {
 };
 
 // The router normal with deviation 0.02 (as DeepSeek-V3 and Qwen initialise all matrices), so that experts
-// start evenly used; experts as feed_forward; biases and the shared gate zero.
+// start evenly used; experts as feed_forward; biases, the shared gate and learnt noise zero.
 template <class T>
 void initialise(const moe_params<T>& p, const moe_config& c, const random_source& numbers) {
     fill_normal(p.router, 0.02, numbers.split(0));
-    for (const auto& b : {p.router_bias, p.selection_bias, p.shared_gate}) fill(b, T(0));
+    for (const auto& b : {p.router_bias, p.selection_bias, p.router_noise, p.shared_gate}) fill(b, T(0));
     for (std::size_t e = 0; e < p.experts.size(); ++e)
         initialise(p.experts[e], c.expert_config(), numbers.split(2 + e));
     if (c.shared_d_ff > 0) initialise(p.shared, c.shared_config(), numbers.split(1));
@@ -108,8 +114,6 @@ public:
         require_positive(config.d_model, "moe", "d_model");
         check_router(config.router, "moe");
         require(config.router.choice != router_choice::soft, "moe", "soft routing is another layer's");
-        require(config.router.noise.kind == router_noise::none && config.router.noise.jitter == 0, "moe",
-                "noise and jitter are the caller's: see ops/routing.hpp");
         require(config.expert.d_model == 0 || config.expert.d_model == config.d_model, "moe",
                 "expert.d_model must be d_model, or left out");
         require(config.shared_d_ff >= 0, "moe", "shared_d_ff must not be negative");
@@ -119,12 +123,14 @@ public:
         require_shape(params.router, c.n_experts, config.d_model, "moe", "router");
         require_shape(params.router_bias, config.router_bias, config.router_bias ? c.n_experts : 0, "moe",
                       "router_bias");
+        require_shape(params.router_noise, config.learns_noise() ? c.n_experts : 0,
+                      config.learns_noise() ? config.d_model : 0, "moe", "router_noise");
         require_shape(params.selection_bias, c.selection_bias, c.selection_bias ? c.n_experts : 0, "moe",
                       "selection_bias");
         if (static_cast<idx>(params.experts.size()) != config.n_experts())
             SLUICE_THROW(config_error("moe: params hold " + std::to_string(params.experts.size()) +
                                       " experts, the config says " + std::to_string(config.n_experts())));
-        for (idx e = 0; e < config.n_experts(); ++e) (void)expert(e); // checks its shapes
+        (void)experts(); // checks their shapes
         const bool gated = config.gate == shared_gate::sigmoid;
         if (config.shared_d_ff > 0) (void)shared();
         require_shape(params.shared_gate, gated, gated ? config.d_model : 0, "moe", "shared_gate");
@@ -135,7 +141,7 @@ public:
     idx d_in() const { return config_.d_model; }
     idx d_out() const { return config_.d_model; }
 
-    // b.ids are read where experts are looked up by token.
+    // b.ids are read where experts are looked up by token; with a tape b.random_key draws jitter and noise.
     void forward(const batch& b, in<T> x, tensor_view<T> y, arena* tape, arena& workspace,
                  executor_ref ex = {}) const {
         require_shape(x, b.rows(), d_in(), "moe", "x");
@@ -146,77 +152,77 @@ public:
         tape == nullptr ? rehearse(ex, again) : rehearse(ex, tape, again);
         const arena::scope scope(workspace);
         arena& keep = tape == nullptr ? workspace : *tape;
-        const idx n = b.rows();
-        record r;
-        r.logits = keep.take<T>(n, config_.router.n_experts);
-        r.indices = keep.take<std::int32_t>(n, config_.router.slots());
-        r.weights = keep.take<T>(n, config_.router.slots());
-        matmul<Arch>(x, params_.router, r.logits, {.bias = params_.router_bias}, workspace, ex);
-        route<Arch, T>(config_.router, r.logits,
+        record r = take(b.rows(), tape != nullptr, keep);
+        const inputs of = jittered(b, x, tape != nullptr, workspace, ex);
+        matmul<Arch>(of.router, params_.router, r.logits, {.bias = params_.router_bias}, workspace, ex);
+        if (!r.spread.empty()) matmul<Arch>(of.router, params_.router_noise, r.spread, {}, workspace, ex);
+        if (!r.noisy.empty())
+            perturb_logits<T>(config_.router.noise, noise_key(b), r.logits, r.spread, r.noisy, ex);
+        route<Arch, T>(config_.router, r.noisy.empty() ? r.logits : r.noisy,
                        {.bias = params_.selection_bias, .ids = b.ids, .hash_table = config_.hash_table},
                        r.indices, r.weights, workspace, ex);
-        r.plan = plan_slots(r.indices, {config_.n_experts(), config_.router.n_identity}, keep, ex);
-        const idx rows = r.plan.n_rows(), most = r.plan.most_rows, f = config_.expert.d_ff;
-        if (config_.expert.gated()) r.gate = keep.take<T>(most, f).row_block(0, rows);
-        r.up = keep.take<T>(most, f).row_block(0, rows);
+        r.plan = plan_slots(r.indices, plan_room(b.rows()), keep, ex);
+        const idx rows = r.plan.n_rows(), most = r.plan.most_rows;
+        r.inner = experts().take(keep, most, rows);
         r.out = keep.take<T>(most, d_in()).row_block(0, rows);
         const bool on_input = config_.weight_on == router_weight_on::input;
         {
             const arena::scope inner(workspace);
             const auto gathered = workspace.take<T>(rows, d_in());
-            const auto hidden = tape == nullptr ? r.up : workspace.take<T>(rows, f);
-            gather_slots<Arch, T>(r.plan, x, on_input ? r.weights : tensor_view<T>(), gathered, ex);
-            run_experts(r, gathered, hidden, workspace, ex);
+            gather_slots<Arch, T>(r.plan, of.experts, on_input ? r.weights : tensor_view<T>(), gathered, ex);
+            experts().forward(r.plan.offsets, gathered, r.out, r.inner, tape != nullptr, workspace, ex);
         }
         combine_slots<Arch, T>(r.plan, r.out, on_input ? tensor_view<T>() : r.weights, y, ex);
-        if (config_.router.n_identity > 0) add_identity<Arch, T>(r.plan, x, r.weights, y, ex);
+        if (config_.router.n_identity > 0) add_identity<Arch, T>(r.plan, of.experts, r.weights, y, ex);
         if (config_.shared_d_ff > 0) {
-            r.shared = keep.take<T>(n, d_in());
-            r.opened = keep.take<T>(n, 1);
-            shared().forward(rows_of(n), x, r.shared, tape, workspace, ex);
-            add_shared(x, r, y, ex);
+            r.shared = keep.take<T>(b.rows(), d_in());
+            r.opened = keep.take<T>(b.rows(), 1);
+            shared().forward(rows_of(b.rows()), of.experts, r.shared, tape, workspace, ex);
+            add_shared(of.experts, r, y, ex);
         }
         if (tape != nullptr) tape->push_record(r);
     }
 
+    // b as in forward, its random_key too. grad.selection_bias counts the rows that chose each expert: see
+    // update_selection_bias in train/balance.hpp.
     void backward(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape, const grad_type& grad,
                   arena& workspace, executor_ref ex = {}) const {
         check_backward<T>(b, x, dy, dx, d_in(), d_in(), "moe");
         SLUICE_ASSERT(apart(dx, dy));
         rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
-        const idx n = b.rows(), k = config_.router.slots(), f = config_.expert.d_ff;
+        const idx n = b.rows(), k = config_.router.slots(), n_logits = config_.router.n_experts;
         record r = tape.pop_record<record>();
         if (tape.dry()) r = counted(n);
         const idx rows = r.plan.n_rows();
         const bool on_input = config_.weight_on == router_weight_on::input;
+        const inputs of = jittered(b, x, true, workspace, ex);
         const auto dshared = workspace.take<T>(n, d_in()); // the gradient of x through the shared expert
         if (config_.shared_d_ff > 0) {
-            shared_backward(x, dy, r, dshared, tape, grad, workspace, ex);
+            shared_backward(of.experts, dy, r, dshared, tape, grad, workspace, ex);
             (void)tape.pop<T>(n, 1), (void)tape.pop<T>(n, d_in());
         }
-        const auto dweights = workspace.take<T>(n, k),
-                   dlogits = workspace.take<T>(n, config_.router.n_experts);
-        const auto dout = workspace.take<T>(rows, d_in()), gathered = workspace.take<T>(rows, d_in());
+        const auto dweights = workspace.take<T>(n, k), dlogits = workspace.take<T>(n, n_logits);
+        const auto dout = workspace.take<T>(rows, d_in()), gathered = workspace.take<T>(rows, d_in()),
+                   drows = workspace.take<T>(rows, d_in());
         const tensor_view<T> none;
         gather_slots<Arch, T>(r.plan, dy, on_input ? none : r.weights, dout, ex);
-        gather_slots<Arch, T>(r.plan, x, on_input ? r.weights : none, gathered, ex);
-        if (!on_input) slot_products<Arch, T>(r.plan, dy, r.out, x, dweights, ex);
-        experts_backward(r, gathered, dout, grad, workspace, ex); // dout becomes the gradient of gathered
-        if (on_input) slot_products<Arch, T>(r.plan, x, dout, dy, dweights, ex);
-        combine_slots<Arch, T>(r.plan, dout, on_input ? r.weights : none, dx, ex);
+        gather_slots<Arch, T>(r.plan, of.experts, on_input ? r.weights : none, gathered, ex);
+        if (!on_input) slot_products<Arch, T>(r.plan, dy, r.out, of.experts, dweights, ex);
+        experts().backward(r.plan.offsets, gathered, dout, drows, r.inner, grad.experts, workspace, ex);
+        if (on_input) slot_products<Arch, T>(r.plan, of.experts, drows, dy, dweights, ex);
+        combine_slots<Arch, T>(r.plan, drows, on_input ? r.weights : none, dx, ex);
         if (config_.router.n_identity > 0) add_identity<Arch, T>(r.plan, dy, r.weights, dx, ex);
-        route_backward<Arch, T>(config_.router, r.logits, r.indices, dweights, dlogits, workspace, ex);
-        matmul_dx<Arch, T>(dlogits, params_.router, dx, true, workspace, ex);
-        matmul_dw<Arch, T>(dlogits, x, grad.router, workspace, ex);
-        if (config_.router_bias) add_rows<Arch, T>(dlogits, grad.router_bias, ex);
         if (config_.shared_d_ff > 0) add<Arch, T>(dx, dshared, dx, ex);
-        const idx most = r.plan.most_rows;
-        (void)tape.pop<T>(most, d_in()), (void)tape.pop<T>(most, f);
-        if (config_.expert.gated()) (void)tape.pop<T>(most, f);
-        pop_plan(tape, r.plan);
-        (void)tape.pop<T>(n, k), (void)tape.pop<std::int32_t>(n, k);
-        (void)tape.pop<T>(n, config_.router.n_experts);
+        const bool whole = config_.router.noise.on == jitter_on::layer;
+        const auto through_router = whole ? dx : workspace.take<T>(n, d_in());
+        route_backward<Arch, T>(config_.router, r.noisy.empty() ? r.logits : r.noisy, r.indices, dweights,
+                                dlogits, workspace, ex);
+        router_backward(b, of.router, r, dlogits, through_router, whole, grad, workspace, ex);
+        if (config_.router.noise.jitter > 0)
+            jitter<T>(config_.router.noise.jitter, jitter_key(b), through_router, through_router, ex);
+        if (!whole) add<Arch, T>(dx, through_router, dx, ex);
+        pop(tape, r);
     }
 
     no_state bind_state(arena&, const limits&) const { return {}; }
@@ -228,131 +234,101 @@ public:
     // Of the experts that a token goes to, as if none were dropped or the identity.
     double flops(idx n_tokens, idx = 0) const {
         double each = 2.0 * static_cast<double>(params_.router.size());
-        if (config_.n_experts() > 0) each += static_cast<double>(config_.router.top_k) * expert(0).flops(1);
+        each += static_cast<double>(config_.router.top_k) *
+                ffn(config_.expert_config(), params_.experts[0]).flops(1);
         if (config_.shared_d_ff > 0) each += shared().flops(1);
         return each * static_cast<double>(n_tokens);
     }
 
 private:
     using ffn = feed_forward<T, W, Arch>;
+    using grouped = grouped_feed_forward<T, W, Arch>;
 
     struct record { // what backward needs
-        tensor_view<T> logits, weights, gate, up, out, shared, opened;
+        tensor_view<T> logits, noisy, spread, weights, out, shared, opened;
         tensor_view<std::int32_t> indices;
         routing_plan plan;
+        typename grouped::taped inner;
     };
+    record take(idx n, bool training, arena& keep) const {
+        const auto& c = config_.router;
+        const bool noise = training && c.noise.kind != router_noise::none;
+        record r;
+        r.logits = keep.take<T>(n, c.n_experts);
+        if (noise) r.noisy = keep.take<T>(n, c.n_experts);
+        if (noise && c.noise.kind == router_noise::learnt) r.spread = keep.take<T>(n, c.n_experts);
+        r.indices = keep.take<std::int32_t>(n, c.slots());
+        r.weights = keep.take<T>(n, c.slots());
+        return r;
+    }
+    plan_limits plan_room(idx n) const {
+        plan_limits p{config_.n_experts(), config_.router.n_identity};
+        if (config_.router.capacity.rule != capacity_rule::none) p.room = expert_capacity(config_.router, n);
+        return p;
+    }
     // What a record is in a dry run: shapes.
     record counted(idx n) const {
         arena none;
         dry_run nobody;
-        record r;
-        const idx k = config_.router.slots(), rows = n * k, f = config_.expert.d_ff;
-        r.logits = {nullptr, n, config_.router.n_experts};
-        r.weights = {nullptr, n, k};
-        r.indices = {nullptr, n, k};
-        if (config_.expert.gated()) r.gate = {nullptr, rows, f};
-        r.up = {nullptr, rows, f};
-        r.out = {nullptr, rows, d_in()};
+        record r = take(n, true, none);
+        r.plan = plan_slots(r.indices, plan_room(n), none, nobody);
+        r.inner = experts().take(none, r.plan.most_rows, r.plan.n_rows());
+        r.out = {nullptr, r.plan.n_rows(), d_in()};
         r.shared = {nullptr, n, d_in()};
         r.opened = {nullptr, n, 1};
-        r.plan = plan_slots(r.indices, {config_.n_experts(), config_.router.n_identity}, none, nobody);
         return r;
     }
-    static void pop_plan(arena& tape, const routing_plan& p) {
+    // All but what the shared expert kept, the last first.
+    void pop(arena& tape, const record& r) const {
+        const auto& p = r.plan;
+        (void)tape.pop<T>(p.most_rows, d_in());
+        experts().pop(tape, p.most_rows);
         (void)tape.pop<std::int32_t>(p.most_rows), (void)tape.pop<std::int32_t>(p.most_rows);
         (void)tape.pop<std::int32_t>(p.n_tokens * p.n_slots), (void)tape.pop<std::int32_t>(p.n_experts + 2);
+        (void)tape.pop<T>(p.n_tokens, p.n_slots), (void)tape.pop<std::int32_t>(p.n_tokens, p.n_slots);
+        const idx n_logits = config_.router.n_experts;
+        if (!r.spread.empty()) (void)tape.pop<T>(p.n_tokens, n_logits);
+        if (!r.noisy.empty()) (void)tape.pop<T>(p.n_tokens, n_logits);
+        (void)tape.pop<T>(p.n_tokens, n_logits);
     }
 
-    ffn expert(idx e) const {
-        return ffn(config_.expert_config(), params_.experts[static_cast<std::size_t>(e)]);
+    static std::uint64_t jitter_key(const batch& b) { return random_source(b.random_key).split(0).key(); }
+    static std::uint64_t noise_key(const batch& b) { return random_source(b.random_key).split(1).key(); }
+    struct inputs {
+        in<T> router, experts;
+    };
+    inputs jittered(const batch& b, in<T> x, bool training, arena& workspace, executor_ref ex) const {
+        const auto& noise = config_.router.noise;
+        if (!training || noise.jitter == 0) return {x, x};
+        const auto rough = workspace.take<T>(x.rows(), x.cols());
+        jitter<T>(noise.jitter, jitter_key(b), x, rough, ex);
+        return {rough, noise.on == jitter_on::layer ? in<T>(rough) : x};
     }
+    // From the gradient of the logits, noise and all, to the router's and to that of what it read.
+    void router_backward(const batch& b, in<T> x, const record& r, tensor_view<T> dlogits, tensor_view<T> dx,
+                         bool add_dx, const grad_type& grad, arena& workspace, executor_ref ex) const {
+        const auto dspread = workspace.take<T>(r.spread.rows(), r.spread.cols());
+        if (!r.spread.empty()) perturb_logits_backward<T>(noise_key(b), r.spread, dlogits, dspread, ex);
+        const routing_record<T> done{b, r.logits, r.noisy, r.spread, r.indices, dlogits, dspread};
+        config_.router_hook(done, workspace, ex);
+        matmul_dx<Arch, T>(dlogits, params_.router, dx, add_dx, workspace, ex);
+        matmul_dw<Arch, T>(dlogits, x, grad.router, workspace, ex);
+        if (config_.router_bias) add_rows<Arch, T>(dlogits, grad.router_bias, ex);
+        if (!r.spread.empty()) {
+            matmul_dx<Arch, T>(dspread, params_.router_noise, dx, true, workspace, ex);
+            matmul_dw<Arch, T>(dspread, x, grad.router_noise, workspace, ex);
+        }
+        if (ex.dry() || grad.selection_bias.empty()) return;
+        for (idx t = 0; t < r.indices.rows(); ++t)
+            for (idx j = 0; j < r.indices.cols(); ++j) {
+                const std::int32_t e = r.indices(t, j);
+                grad.selection_bias(0, e < 0 ? ~e : e) += 1;
+            }
+    }
+
+    grouped experts() const { return grouped(config_.expert_config(), params_.experts); }
     ffn shared() const { return ffn(config_.shared_config(), params_.shared); }
     static batch rows_of(idx n) { return {.n_tokens = n}; }
-
-    // Of expert e what a dry run has no weights for.
-    feed_forward_params<W> weights_of(idx e) const {
-        if (!params_.experts.empty()) return params_.experts[static_cast<std::size_t>(e)];
-        arena shapes;
-        return feed_forward_params<W>::bind(shapes, config_.expert_config());
-    }
-
-    // out and hidden from the rows of all experts; keeps gate and up where hidden is apart.
-    void run_experts(const record& r, in<T> rows, tensor_view<T> hidden, arena& workspace,
-                     executor_ref ex) const {
-        const auto& c = config_.expert;
-        auto of = [&](in<T> from, tensor_view<T> to, idx e, bool whole, auto weight, auto bias) {
-            const auto w = weights_of(e);
-            const idx first = whole ? 0 : r.plan.begin(e), n = whole ? from.rows() : r.plan.count(e);
-            auto p = detail::make_product<Arch>(from.row_block(first, n), w.*weight, to.row_block(first, n),
-                                                {.bias = w.*bias});
-            p.grouped = true;
-            return p;
-        };
-        using P = feed_forward_params<W>;
-        const bool gated = c.gated();
-        auto inner = [&](idx e, bool whole = false) {
-            return gated ? of(rows, r.gate, e, whole, &P::w_gate, &P::b_gate)
-                         : of(rows, r.up, e, whole, &P::w_up, &P::b_up);
-        };
-        detail::run_products<T>(config_.n_experts(), inner(0, true), inner, workspace, ex,
-                                [&](idx e, const auto& block, const auto& with) {
-                                    const idx first = r.plan.begin(e), n = r.plan.count(e);
-                                    in<T> up;
-                                    if (gated) {
-                                        of(rows, r.up, e, false, &P::w_up, &P::b_up)
-                                            .multiply({block.i, block.rows, block.j, block.cols},
-                                                      {with.a, with.a_scratch, with.b_scratch});
-                                        up = r.up.row_block(first, n);
-                                    }
-                                    inner(e).activate({block.i, block.rows, block.j, block.cols}, c.act(), up,
-                                                      hidden.row_block(first, n), c.glu);
-                                });
-        auto outer = [&](idx e, bool whole = false) {
-            return of(hidden, r.out, e, whole, &P::w_down, &P::b_down);
-        };
-        detail::run_products<T>(config_.n_experts(), outer(0, true), outer, workspace, ex,
-                                [](idx, const auto&, const auto&) {});
-    }
-
-    // From the gradient of out to that of the rows, which takes its place.
-    void experts_backward(const record& r, in<T> rows, tensor_view<T> dout, const grad_type& grad,
-                          arena& workspace, executor_ref ex) const {
-        const auto& c = config_.expert;
-        const arena::scope scope(workspace);
-        const auto hidden = workspace.take<T>(rows.rows(), c.d_ff),
-                   drows = workspace.take<T>(rows.rows(), d_in());
-        auto one = [&](idx e, idx first, idx n, const feed_forward_params<T>& g) {
-            const auto w = weights_of(e);
-            auto part = [&](const tensor_view<T>& t) { return t.empty() ? t : t.row_block(first, n); };
-            const auto gate = part(r.gate), up = part(r.up), h = part(hidden);
-            const tensor_view<T> dx = part(drows), none;
-            const in<T> x = rows.row_block(first, n), dy = part(dout);
-            activate<Arch, T>(c.act(), c.gated() ? gate : up, c.gated() ? up : none, h, ex, c.glu);
-            matmul_dw<Arch, T>(dy, h, g.w_down, workspace, ex);
-            if (c.bias) add_rows<Arch, T>(dy, g.b_down, ex);
-            matmul_dx<Arch, T>(dy, w.w_down, h, false, workspace, ex); // no longer needed: its gradient
-            if (c.gated())
-                activate_backward<Arch, T>(c.act(), gate, up, h, gate, up, ex, c.glu);
-            else
-                activate_backward<Arch, T>(c.act(), up, {}, h, up, {}, ex);
-            matmul_dx<Arch, T>(up, w.w_up, dx, false, workspace, ex);
-            matmul_dw<Arch, T>(up, x, g.w_up, workspace, ex);
-            if (c.bias) add_rows<Arch, T>(up, g.b_up, ex);
-            if (!c.gated()) return;
-            matmul_dx<Arch, T>(gate, w.w_gate, dx, true, workspace, ex);
-            matmul_dw<Arch, T>(gate, x, g.w_gate, workspace, ex);
-            if (c.bias) add_rows<Arch, T>(gate, g.b_gate, ex);
-        };
-        if (r.plan.offsets == nullptr) { // the most rows that one of them can have
-            arena shapes;
-            one(0, 0, rows.rows(), feed_forward_params<T>::bind(shapes, config_.expert_config()));
-            return;
-        }
-        for (idx e = 0; e < config_.n_experts(); ++e)
-            if (r.plan.count(e) > 0)
-                one(e, r.plan.begin(e), r.plan.count(e), grad.experts[static_cast<std::size_t>(e)]);
-        copy<T>(drows, dout, ex);
-    }
 
     // y += shared, or sigmoid(x . v) shared; r.opened keeps the sigmoid.
     void add_shared(in<T> x, const record& r, tensor_view<T> y, executor_ref ex) const {

@@ -17,6 +17,7 @@ namespace sluice {
 // and softmax_columns of ops/softmax.hpp).
 enum class router_choice { tokens, hash_table, experts, soft };
 enum class router_noise { none, gumbel, fixed, learnt };
+enum class jitter_on { router, layer }; // what the router reads, or experts as well (transformers' Mixtral)
 
 struct router_groups { // consecutive experts, as many in each; experts outside the `kept` best are not chosen
     idx n_groups = 1, kept = 1;
@@ -26,7 +27,8 @@ struct router_groups { // consecutive experts, as many in each; experts outside 
 struct router_perturbation { // in training; see jitter and perturb_logits
     router_noise kind = router_noise::none;
     double sigma = 1;  // fixed: its deviation; learnt: what is added to it
-    double jitter = 0; // inputs times a number in [1 - jitter, 1 + jitter]
+    double jitter = 0; // inputs times a number in [1 - jitter, 1 + jitter]:
+    jitter_on on = jitter_on::router;
 };
 
 // How many tokens an expert has room for: `none` for all, `share` for n k factor / E, or what the named

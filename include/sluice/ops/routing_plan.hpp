@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../core/arena.hpp"
+#include "../core/batch.hpp"
 #include "../core/executor.hpp"
 #include "../kernels/elementwise.hpp"
 #include "../kernels/gather.hpp"
@@ -38,6 +39,60 @@ struct routing_plan {
     std::span<const std::int32_t> token_of_rows() const {
         return {tokens, tokens == nullptr ? 0 : static_cast<std::size_t>(n_rows())};
     }
+};
+
+// What a router did with the rows of one training call. Losses on the router add the gradient of the logits
+// to dlogits.
+template <class T>
+struct routing_record {
+    const batch& b;
+    in<T> logits; // (n, n_experts), before noise
+    in<T> noisy;  // after it; spread: of learnt noise. Empty where there is none
+    in<T> spread;
+    tensor_view<const std::int32_t> indices; // (n, slots), as route left them
+    tensor_view<T> dlogits, dspread;
+};
+
+// A reference to a callable (const routing_record<T>&, arena& workspace, executor_ref), for T float, double
+// or both, which has to outlive it. It is called in each backward of a layer that routes, in the calling
+// thread, and before that with an executor that is dry, to count the workspace that it takes.
+class router_hook {
+public:
+    router_hook() = default;
+    template <class F>
+    requires(!std::is_same_v<std::remove_cvref_t<F>, router_hook>) router_hook(F& f)
+        : object_(const_cast<void*>(static_cast<const void*>(&f))),
+          of_float_(caller<F, float>()),
+          of_double_(caller<F, double>()) {}
+
+    template <class T>
+    void operator()(const routing_record<T>& r, arena& workspace, executor_ref ex) const {
+        if (object_ == nullptr) return;
+        const auto call = [this] {
+            if constexpr (std::is_same_v<T, float>)
+                return of_float_;
+            else
+                return of_double_;
+        }();
+        require(call != nullptr, "router_hook", "the callable does not take this type of numbers");
+        call(object_, r, workspace, ex);
+    }
+
+private:
+    template <class T>
+    using call_type = void (*)(void*, const routing_record<T>&, arena&, executor_ref);
+    template <class F, class T>
+    static constexpr call_type<T> caller() {
+        if constexpr (std::is_invocable_v<F&, const routing_record<T>&, arena&, executor_ref>)
+            return [](void* f, const routing_record<T>& r, arena& workspace, executor_ref ex) {
+                (*static_cast<F*>(f))(r, workspace, ex);
+            };
+        else
+            return nullptr;
+    }
+    void* object_ = nullptr;
+    call_type<float> of_float_ = nullptr;
+    call_type<double> of_double_ = nullptr;
 };
 
 struct plan_limits {

@@ -4,6 +4,7 @@
 // the shares f that are counted carry no gradient. Sums over tokens run in order.
 #pragma once
 
+#include "../core/params.hpp"
 #include "../ops/elementwise.hpp"
 #include "../ops/routing.hpp"
 #include "../ops/softmax.hpp"
@@ -59,6 +60,25 @@ void update_selection_bias(std::span<const idx> counts, double rate, tensor_view
         const idx less = total - counts[static_cast<std::size_t>(e)] * n;
         bias(0, e) += static_cast<T>(less > 0 ? rate : less < 0 ? -rate : 0);
     }
+}
+
+// The same for every selection_bias of a parameter set, with the counts that backward left in its gradients
+// (a float counts to 2^24). Gradients of several processes are summed before.
+template <class P, class G>
+void update_selection_biases(const G& grad, double rate, const P& params) {
+    each_param(
+        [&]<class T>(const param_name& name, role r, const tensor_view<T>& bias,
+                     const tensor_view<T>& counts) {
+            if (r != role::buffer || name.last() != "selection_bias") return;
+            double total = 0;
+            for (idx e = 0; e < counts.cols(); ++e) total += static_cast<double>(counts(0, e));
+            for (idx e = 0; e < counts.cols(); ++e) {
+                const double less =
+                    total - static_cast<double>(counts(0, e)) * static_cast<double>(counts.cols());
+                bias(0, e) += static_cast<T>(less > 0 ? rate : less < 0 ? -rate : 0);
+            }
+        },
+        params, grad);
 }
 
 inline namespace SLUICE_ISA {
@@ -282,6 +302,66 @@ double load_loss(idx k, in<T> logits, in<T> noisy, in<T> sigma, variance over, s
     });
     return loss;
 }
+
+// What the routers of a model are trained with beside the model's loss: a hook of its layers that route.
+//   router_losses losses({.balance = 0.01, .z = 1e-3});
+//   config.router_hook = losses; // backward of a layer with this config adds their gradients
+//   ... losses.balance() ...     // their values, as means over the layers since reset
+// For one thread that calls backward.
+enum class balance_over { batch, sequences };
+
+struct router_loss_config {
+    double balance = 0, z = 0, importance = 0; // weights; 0: left out
+    balance_config form{};
+    balance_over over = balance_over::batch;
+    variance of_importance = variance::population;
+};
+
+class router_losses {
+public:
+    explicit router_losses(const router_loss_config& c) : config_(c) {
+        for (const double w : {c.balance, c.z, c.importance})
+            require(std::isfinite(w) && w >= 0, "router_losses", "a weight must be finite and not negative");
+    }
+    double balance() const { return mean(balance_); }
+    double z() const { return mean(z_); }
+    double importance() const { return mean(importance_); }
+    // What the layers added to the loss, all together.
+    double total() const {
+        return config_.balance * balance_ + config_.z * z_ + config_.importance * importance_;
+    }
+    void reset() { calls_ = 0, balance_ = z_ = importance_ = 0; }
+
+    template <class T>
+    void operator()(const routing_record<T>& r, arena& workspace, executor_ref ex) {
+        const arena::scope scope(workspace);
+        auto weight = [](double w) { return static_cast<T>(w); };
+        double balance = 0, z = 0, importance = 0;
+        if (config_.balance > 0) {
+            const bool each = config_.over == balance_over::sequences;
+            const idx n = each ? r.b.n_sequences() + 1 : 0;
+            idx* const offsets = workspace.take<idx>(n);
+            for (idx s = 0; s < n && !ex.dry(); ++s) offsets[s] = s + 1 < n ? r.b.begin(s) : r.b.rows();
+            balance = balance_loss<simd::native, T>(config_.form, r.logits, r.indices,
+                                                    {offsets, ex.dry() ? 0 : static_cast<std::size_t>(n)},
+                                                    weight(config_.balance), r.dlogits, workspace, ex);
+        }
+        if (config_.z > 0)
+            z = router_z_loss<simd::native, T>(r.logits, weight(config_.z), r.dlogits, workspace, ex);
+        if (config_.importance > 0)
+            importance = importance_loss<simd::native, T>(
+                r.logits, config_.of_importance, weight(config_.importance), r.dlogits, workspace, ex);
+        if (ex.dry()) return;
+        balance_ += balance, z_ += z, importance_ += importance, ++calls_;
+    }
+
+private:
+    double mean(double sum) const { return calls_ == 0 ? 0 : sum / static_cast<double>(calls_); }
+
+    router_loss_config config_;
+    double balance_ = 0, z_ = 0, importance_ = 0;
+    idx calls_ = 0;
+};
 
 } // namespace SLUICE_ISA
 } // namespace sluice
