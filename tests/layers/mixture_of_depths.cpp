@@ -1,6 +1,7 @@
 #include "support/layer_suite.hpp"
 #include "support/reference_of.hpp"
 
+#include <sluice/layers/compose.hpp>
 #include <sluice/layers/mixture_of_depths.hpp>
 #include <sluice/layers/moe.hpp>
 #include <sluice/reference/mixture_of_depths.hpp>
@@ -1025,4 +1026,63 @@ TEST_CASE("learned routing beats random routing at the same capacity") {
                  random = loss_after_training(depth_rule::random);
     INFO("learned " << learned << ", random " << random);
     CHECK(learned < 0.5 * random);
+}
+
+TEST_CASE("any layer with a residual is a block") {
+    using depths = sluice::mixture_of_depths<sluice::residual<sluice::feed_forward<double>>>;
+    const depths::config_type c{.block = {.d_model = 6, .d_ff = 9}, .router = threshold_rule};
+    sluice::owned_params<depths::params_type> p(c);
+    std::uint64_t key = 5;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key); }, p.view);
+    const depths layer(c, p.view);
+    const sample<double> rows({30}, 6, 6);
+    const limits most{.max_tokens = 30, .max_rows = 30};
+    const auto need = layer.bytes(most);
+    arena memory(need.state), workspace(need.workspace);
+    auto state = layer.bind_state(memory, most);
+    padded<double> y(30, 6), want(30, 6);
+    layer.forward(rows.rows(), rows.x.view(), want, nullptr, workspace);
+    for (idx i = 0; i < 30; i += 5)
+        layer.extend(batch::one(5, i), rows.x.view().row_block(i, 5), y.view().row_block(i, 5), state,
+                     workspace);
+    CHECK(different_bits(y.view(), want.view()) == "");
+    const sluice::feed_forward<double> plain(c.block, p.view.block);
+    padded<double> change(30, 6);
+    plain.forward(batch::one(30), rows.x.view(), change, nullptr, workspace);
+    for (idx i = 0; i < 30; ++i) {
+        const double r = ref::depth_logit<double>(p.view.router.w, rows.x.view(), i);
+        for (idx j = 0; j < 6; ++j)
+            CHECK(y(i, j) == approx(rows.x.view()(i, j) + std::max(r, 0.0) * (r > 0 ? change(i, j) : 0))
+                                 .epsilon(1e-13)
+                                 .margin(1e-13));
+    }
+}
+
+TEST_CASE("layers in front of one that has no room are put right by truncate") {
+    using depths = sluice::mixture_of_depths<sluice::transformer_block<double>>;
+    using body = sluice::stack<sluice::chain<sluice::transformer_block<double>, depths>>;
+    auto rule = threshold_rule;
+    rule.threshold = -1e9; // all
+    const body::config_type c{.n_layers = 2, .layer = {small, {.block = small, .router = rule}}};
+    sluice::owned_params<body::params_type> p(c);
+    std::uint64_t key = 5;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key, -0.4, 0.4); },
+               p.view);
+    const body layer(c, p.view);
+    const sample<double> rows({10}, 6, 6);
+    const limits most{.max_tokens = 10, .max_rows = 6, .max_rollback = 6, .max_routed = 7};
+    const auto need = layer.bytes(most);
+    arena memory(need.state), workspace(need.workspace), room(layer.bytes({.max_rows = 7}).workspace);
+    auto state = layer.bind_state(memory, most);
+    padded<double> y(10, 6), want(7, 6);
+    layer.forward(batch::one(7), rows.x.view().row_block(0, 7), want, nullptr, room);
+    auto extend = [&](idx first, idx n) {
+        layer.extend(batch::one(n, first), rows.x.view().row_block(first, n), y.view().row_block(first, n),
+                     state, workspace);
+    };
+    extend(0, 4);
+    CHECK_THROWS_AS(extend(4, 6), capacity_error);
+    state.truncate(0, 4);
+    extend(4, 3);
+    CHECK(different_bits(y.view().row_block(0, 7), want.view()) == "");
 }
