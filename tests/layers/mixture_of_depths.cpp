@@ -199,7 +199,16 @@ struct expert_traits {
 
 } // namespace
 
-SLUICE_TEST_LAYER("MoDE ", expert_traits, double_native)
+// The rest of the suite says nothing new about them.
+#define EXPERTS_PROPERTY(text, property)                                                                     \
+    SLUICE_TEST_PROPERTY("MoDE ", expert_traits, text, property, double_native)
+EXPERTS_PROPERTY("agrees with its reference", agrees_with_its_reference)
+EXPERTS_PROPERTY("a wrong reference is noticed", a_wrong_reference_is_noticed)
+EXPERTS_PROPERTY("streams to the same bits at every split", streams_to_the_same_bits_at_every_split)
+EXPERTS_PROPERTY("takes tokens back", takes_tokens_back)
+EXPERTS_PROPERTY("takes the memory it says", takes_the_memory_it_says)
+EXPERTS_PROPERTY("gradients are slopes", gradients_are_slopes)
+
 SLUICE_TEST_LAYER("causal ", causal_traits, float_native, double_scalar)
 
 // What is not causal streams by another rule; the rest of the suite holds.

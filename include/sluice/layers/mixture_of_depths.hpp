@@ -41,8 +41,8 @@ template <class BlockState>
 struct mixture_of_depths_state {
     sequence_lengths lengths; // all tokens
     tensor_view<idx> counts;  // 1 x n_sequences: those routed, which the block's state holds
-    // n_sequences x 2 max_rollback: which tokens the last of them were, a ring. Counts fall at most
-    // max_rollback behind the largest there was, and as many entries below a count are looked at.
+    // n_sequences x max_rollback + 1: which tokens the last of them were, a ring. A count never falls more
+    // than max_rollback behind the largest there was, and one entry below it is looked at.
     tensor_view<idx> recent;
     BlockState block;
 
@@ -59,7 +59,7 @@ struct mixture_of_depths_state {
         idx& n = counts(0, slot);
         const idx ring = recent.cols();
         idx left = n;
-        while (left > 0 && n - left < ring / 2 && recent(slot, (left - 1) % ring) >= tokens) --left;
+        while (left > 0 && recent(slot, (left - 1) % ring) >= tokens) --left;
         n = tokens == 0 ? 0 : left;
         block.truncate(slot, n);
     }
@@ -173,7 +173,7 @@ public:
         limits inner = most;
         if (most.max_routed > 0) inner.max_tokens = std::min(most.max_tokens, most.max_routed);
         s.counts = memory.take<idx>(1, most.n_sequences);
-        s.recent = memory.take<idx>(most.n_sequences, 2 * most.max_rollback);
+        s.recent = memory.take<idx>(most.n_sequences, most.max_rollback + 1);
         if (!memory.dry()) fill(s.counts, 0);
         s.block = block_.bind_state(memory, inner);
         return s;
@@ -326,7 +326,7 @@ private:
             const idx slot = b.slot(s), before = state.lengths.past(b, s) - b.first_token(s);
             idx& n = state.counts(0, slot);
             for (idx i = r.some.to.first_token(s), end = i + r.some.to.tokens(s); i < end; ++i, ++n)
-                if (ring > 0) state.recent(slot, n % ring) = before + r.some.tokens[i];
+                state.recent(slot, n % ring) = before + r.some.tokens[i];
         }
         state.lengths.append(b);
     }
