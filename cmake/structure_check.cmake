@@ -28,9 +28,9 @@ set(may_include_layers_too io/checkpoints)
 set(needs_test core simd kernels ops train infer io parallel)
 # Expands lists of kernels into instances; whatever runs a kernel tests it.
 set(without_test simd/instantiate)
-# Settings of another layer, which has one.
-set(without_reference layers/moe_presets)
-set(without_example)
+# Settings of another layer, which has one; a part of mixture_of_depths.
+set(without_reference layers/moe_presets layers/depth_router)
+set(without_example layers/depth_router)
 # Meant for the few files that hold instances, not for users.
 set(without_umbrella simd/instantiate)
 

@@ -133,3 +133,66 @@ TEST_CASE("positions beyond the largest index are refused") {
           "norm: batch: first_position is " + std::to_string(most - 2) + ", too large for 3 tokens");
     CHECK(complaint(batch::one(3, most - 3)).empty());
 }
+
+namespace {
+
+std::vector<idx> values(auto&& span) { return {span.begin(), span.end()}; }
+
+} // namespace
+
+TEST_CASE("some tokens of a batch are a batch") {
+    const std::array<idx, 5> offsets{0, 3, 3, 6, 8};
+    const std::array<idx, 8> positions{4, 5, 6, 0, 1, 2, 9, 11};
+    const std::array<token_id, 8> ids{10, 11, 12, 13, 14, 15, 16, 17};
+    const std::array<idx, 4> slots{3, 0, 2, 1};
+    const batch b{.n_tokens = 8,
+                  .offsets = offsets,
+                  .positions = positions,
+                  .ids = ids,
+                  .slots = slots,
+                  .random_key = 7};
+    const std::array<std::int32_t, 4> tokens{0, 2, 6, 7};
+    sluice::arena memory(4096);
+    const auto s = sluice::select_tokens(b, tokens.data(), 4, memory);
+    CHECK(complaint(s.to).empty());
+    CHECK((s.to.n_tokens == 4 && s.to.random_key == 7 && s.to.slot(3) == 1));
+    CHECK(values(s.to.offsets) == std::vector<idx>{0, 2, 2, 2, 4});
+    CHECK(values(s.to.positions) == std::vector<idx>{4, 6, 9, 11});
+    CHECK(values(s.to.ids) == std::vector<idx>{10, 12, 16, 17});
+    CHECK(values(s.all_rows()) == std::vector<idx>{0, 2, 6, 7});
+    CHECK((s.first(2) == 2 && s.count(2) == 1));
+
+    const auto none = sluice::select_tokens(b, tokens.data(), 0, memory);
+    CHECK((none.to.n_tokens == 0 && none.to.n_sequences() == 4 && complaint(none.to).empty()));
+}
+
+TEST_CASE("all rows of a token go with it") {
+    const std::array<std::int32_t, 3> tokens{0, 2, 3};
+    sluice::arena memory(4096);
+    batch b = batch::one(4, 20);
+    b.copies = 3;
+    auto s = sluice::select_tokens(b, tokens.data(), 3, memory);
+    CHECK(values(s.all_rows()) == std::vector<idx>{0, 1, 2, 6, 7, 8, 9, 10, 11});
+    CHECK((s.to.rows() == 9 && complaint(s.to).empty() && b.original(0, 2) == 6));
+    const std::array<idx, 2> rows{0, 8}; // two bare tokens in front of two with copies
+    b.row_offsets = rows;
+    CHECK(complaint(b).empty());
+    CHECK((b.original(0, 1) == 1 && b.original(0, 2) == 2 && b.original(0, 3) == 5));
+    s = sluice::select_tokens(b, tokens.data(), 3, memory);
+    CHECK(values(s.all_rows()) == std::vector<idx>{0, 2, 3, 4, 5, 6, 7});
+    CHECK((s.to.rows() == 7 && s.to.bare(0) == 1 && complaint(s.to).empty()));
+    CHECK((s.first(1) == 1 && s.count(0) == 1 && s.count(1) == 3));
+    CHECK(values(s.to.positions) == std::vector<idx>{20, 22, 23});
+}
+
+TEST_CASE("a selection counts as much memory as it takes") {
+    const std::array<idx, 4> offsets{0, 2, 3, 5};
+    const std::array<std::int32_t, 3> tokens{1, 2, 4};
+    const batch b{.n_tokens = 5, .offsets = offsets, .copies = 2};
+    batch counted{.n_tokens = 5, .copies = 2, .counted_sequences = 3};
+    sluice::arena memory(4096), dry;
+    (void)sluice::select_tokens(b, tokens.data(), 3, memory);
+    const auto s = sluice::select_tokens(counted, nullptr, 3, dry);
+    CHECK(dry.used() == memory.used());
+    CHECK((s.to.rows() == 6 && s.all_rows().empty()));
+}

@@ -2,7 +2,7 @@
 // and what produced them. All of it is the caller's memory. First argument of every layer call.
 #pragma once
 
-#include "error.hpp"
+#include "arena.hpp"
 
 #include <algorithm>
 #include <limits>
@@ -24,6 +24,8 @@ struct batch {
     // rows, as many as there are rows for, and those before them only their original; empty: all have copies
     std::span<const idx> row_offsets{};
     std::uint64_t random_key = 0; // for jitter and sampling; the same key gives the same numbers
+    // Where memory is only counted: as many sequences as there may be; offsets are empty then.
+    idx counted_sequences = 0;
 
     // One sequence of n tokens, the first at `first`.
     static batch one(idx n, idx first = 0) { return {.n_tokens = n, .first_position = first}; }
@@ -55,6 +57,11 @@ struct batch {
         if (row_offsets.empty()) return 0;
         return (tokens(sequence) * copies - (end(sequence) - begin(sequence))) / (copies - 1);
     }
+    // The first row, the original, of the sequence's i-th token here.
+    idx original(idx sequence, idx i) const {
+        const idx first = bare(sequence);
+        return begin(sequence) + (i < first ? i : first + (i - first) * copies);
+    }
     // Of a row that belongs to `sequence`: which of the sequence's tokens here it is, which copy of it (0:
     // the original), and the token's absolute position.
     idx token(idx sequence, idx row) const {
@@ -80,6 +87,69 @@ struct row_selection {
     std::span<const std::int32_t> rows{};
     batch to{};
 };
+
+// Some tokens of a batch with all their rows, as a batch of their own: in their sequences, of which some may
+// have become empty, and at their own positions.
+struct token_selection {
+    const std::int32_t* tokens = nullptr; // to.n_tokens: of the whole batch, rising
+    std::int32_t* starts = nullptr;       // to.n_tokens + 1: the first row of each in `to`
+    std::int32_t* rows = nullptr;         // to.rows(): of the whole batch, rising
+    batch to{};
+
+    std::span<const std::int32_t> all_rows() const {
+        return {rows, rows == nullptr ? 0 : static_cast<std::size_t>(to.rows())};
+    }
+    // Rows [first, first + n) of `to` are token i's; the first is the original.
+    idx first(idx i) const { return starts[i]; }
+    idx count(idx i) const { return starts[i + 1] - starts[i]; }
+};
+
+// `tokens` has n of them, rising; memory from `keep`, where a dry one counts the most that n can take.
+inline token_selection select_tokens(const batch& b, const std::int32_t* tokens, idx n, arena& keep) {
+    token_selection s{.tokens = tokens, .to = b};
+    const idx n_sequences = std::max(b.n_sequences(), b.counted_sequences);
+    auto* const offsets = keep.take<idx>(n_sequences + 1);
+    auto* const row_offsets = b.copies > 1 ? keep.take<idx>(n_sequences + 1) : nullptr;
+    auto* const positions = keep.take<idx>(n);
+    auto* const ids = keep.take<token_id>(n);
+    s.starts = keep.take<std::int32_t>(n + 1);
+    s.rows = keep.take<std::int32_t>(n * b.copies);
+    s.to.n_tokens = n;
+    s.to.offsets = s.to.row_offsets = s.to.positions = {};
+    s.to.ids = {};
+    if (offsets == nullptr) return s;
+    const auto at = [](idx i) { return static_cast<std::size_t>(i); };
+    idx i = 0, rows = 0;
+    for (idx q = 0; q < b.n_sequences(); ++q) {
+        offsets[q] = i;
+        if (row_offsets != nullptr) row_offsets[q] = rows;
+        const idx first = b.first_token(q), bare = b.bare(q);
+        for (; i < n && tokens[i] < first + b.tokens(q); ++i) {
+            const idx token = tokens[i] - first;
+            positions[i] = b.positions.empty() ? b.first_position + token : b.positions[at(tokens[i])];
+            if (!b.ids.empty()) ids[i] = b.ids[at(tokens[i])];
+            s.starts[i] = static_cast<std::int32_t>(rows);
+            rows += token < bare ? 1 : b.copies;
+        }
+    }
+    s.starts[n] = static_cast<std::int32_t>(rows);
+    offsets[b.n_sequences()] = n;
+    s.to.offsets = {offsets, at(b.n_sequences() + 1)};
+    s.to.positions = {positions, at(n)};
+    if (!b.ids.empty()) s.to.ids = {ids, at(n)};
+    if (!b.row_offsets.empty()) {
+        row_offsets[b.n_sequences()] = rows;
+        s.to.row_offsets = {row_offsets, at(b.n_sequences() + 1)};
+    }
+    i = 0;
+    for (idx q = 0; q < b.n_sequences(); ++q)
+        for (; i < offsets[q + 1]; ++i) {
+            idx row = b.original(q, tokens[i] - b.first_token(q));
+            for (idx to = s.starts[i]; to < s.starts[i + 1]; ++to)
+                s.rows[to] = static_cast<std::int32_t>(row++);
+        }
+    return s;
+}
 
 // Checks everything about a batch that its own numbers can tell, in every build type. `layer` names the
 // caller in the message.

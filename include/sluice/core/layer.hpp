@@ -26,6 +26,7 @@ struct limits {
     idx workers = 1;      // concurrency of the executor
     idx copies = 1;       // rows of a token (batch::copies)
     outputs wanted = outputs::all;
+    idx max_routed = 0; // of max_tokens, those that a layer which skips tokens must hold; 0: all
 };
 
 // Throws config_error for a value that no caller can mean; sizes computed from the others cannot overflow
@@ -42,6 +43,7 @@ inline void check_limits(const limits& most) {
     check(most.max_rollback, 0, "max_rollback");
     check(most.workers, 1, "workers", 20);
     check(most.copies, 1, "copies", 20);
+    check(most.max_routed, 0, "max_routed");
 }
 
 struct sizes {
@@ -79,6 +81,7 @@ sizes layer_bytes(const L& layer, const limits& most) {
     const executor_ref ex(counting);
     batch b = batch::one(most.max_rows);
     b.copies = most.copies;
+    b.counted_sequences = most.n_sequences;
     const tensor_view<T> x(nullptr, b.rows(), layer.d_in()), y(nullptr, b.rows(), layer.d_out());
     layer.forward(b, x, y, nullptr, workspace, ex);
     if constexpr (is_trainable<L> && has_backward<L>) {

@@ -72,7 +72,6 @@ struct sequence_lengths {
         }
     }
 
-private:
     void check_slot(idx slot) const {
         if (slot < 0 || slot >= n_sequences())
             SLUICE_THROW(input_error(std::string(name) + ": no sequence " + std::to_string(slot) +
