@@ -57,6 +57,7 @@
 #include "layers/moe_presets.hpp"
 #include "layers/norm.hpp"
 #include "layers/phd.hpp"
+#include "layers/soft_moe.hpp"
 #include "layers/transformer_block.hpp"
 #include "ops/activation.hpp"
 #include "ops/adamw.hpp"
