@@ -403,7 +403,7 @@ TEST_CASE("a config of another model is refused") {
     CHECK(refused(mixtral, [](moe_config& c) { c.expert.d_ff = -1; }) ==
           "io::load_moe, mixtral: d_ff must be positive, is -1");
     CHECK(refused(mixtral, [](moe_config& c) { c.router.n_identity = 1; }) ==
-          "io::load_moe, mixtral: n_experts must be 1 to 16777216, n_identity 0");
+          "io::load_moe, mixtral: n_experts must be 1 to 16777216, n_identity and n_null 0");
     for (const auto naming : {granite, dbrx, llama4, qwen3_moe})
         CHECK(refused(naming, [](moe_config&) {}) == "the file");
 }

@@ -1,8 +1,12 @@
 #include "support/layer_suite.hpp"
 #include "support/reference_of.hpp"
 
+#include <sluice/layers/compose.hpp>
 #include <sluice/layers/mixture_of_depths.hpp>
+#include <sluice/layers/moe.hpp>
 #include <sluice/reference/mixture_of_depths.hpp>
+#include <sluice/reference/moe.hpp>
+#include <sluice/train/adamw.hpp>
 
 #if __has_include(<nlohmann/json.hpp>)
 #    include <nlohmann/json.hpp>
@@ -124,8 +128,78 @@ struct top_k_traits : depth_traits {
     }
 };
 
+// With experts (MoDE, section 3.3). Staged: tokens pass by attention and experts; integrated: only by the
+// experts, to null ones. Here both.
+template <class T, class W, class Arch>
+using expert_block = sluice::basic_transformer_block<sluice::attention<T, W, Arch>, sluice::moe<T, W, Arch>,
+                                                     sluice::norm<T, W, Arch>>;
+template <class W>
+using expert_params =
+    sluice::basic_transformer_block_params<sluice::norm_params<W>, sluice::attention_params<W>,
+                                           sluice::moe_params<W>>;
+using expert_config = sluice::mixture_of_depths_config<
+    sluice::basic_transformer_block_config<sluice::attention_config, sluice::moe_config>>;
+
+// y = x + attention(norm(x)), then the same with experts.
+void reference_expert_block(const expert_config& c, const expert_params<double>& p, const batch& b,
+                            in<double> x, tensor_view<double> y) {
+    const auto shape = sluice::test::reference_of(c.block.norm.kind);
+    sluice::tensor<double> normed(x.rows(), x.cols()), h(x.rows(), x.cols());
+    ref::norm<double>(shape, c.block.norm.eps, {p.attention_norm.scale, {}}, x, normed);
+    ref::attention<double>(b, sluice::test::reference_of(c.block.attention), reference_of(p.attention),
+                           normed, h.view());
+    for (idx i = 0; i < x.rows(); ++i)
+        for (idx j = 0; j < x.cols(); ++j) h(i, j) += x(i, j);
+    ref::norm<double>(shape, c.block.norm.eps, {p.feed_forward_norm.scale, {}}, h, normed);
+    ref::moe_weights<double> w{p.feed_forward.router, {}, {}, {}, {}, {}};
+    for (const auto& e : p.feed_forward.experts) w.experts.push_back(reference_of(e));
+    ref::moe<double>({.router = {.top_k = c.block.feed_forward.router.top_k},
+                      .n_null = c.block.feed_forward.router.n_null},
+                     w, normed, y);
+    for (idx i = 0; i < x.rows(); ++i)
+        for (idx j = 0; j < x.cols(); ++j) y(i, j) += h(i, j);
+}
+
+struct expert_traits {
+    template <class W>
+    using params = sluice::mixture_of_depths_params<router_params<W>, expert_params<W>>;
+    template <class T, class W, class Arch>
+    using layer = sluice::mixture_of_depths<expert_block<T, W, Arch>, sluice::vector_type<W>>;
+
+    static constexpr idx chain = 1024;
+    static constexpr bool routed = true, skips = true;
+    static std::vector<variant<expert_config>> variants() {
+        const auto threshold = depth_rule::router_threshold;
+        return {{"MoDE",
+                 {.block = {.attention = small.attention,
+                            .feed_forward = {.d_model = 6,
+                                             .router = {.n_experts = 5, .top_k = 2, .n_null = 2},
+                                             .expert = {.d_ff = 7}},
+                            .norm = {.d_model = 6}},
+                  .router = {.d_model = 6, .forward_by = threshold, .extend_by = threshold}}}};
+    }
+    static void reference(const expert_config& c, const params<double>& p, const batch& b, in<double> x,
+                          tensor_view<double> y) {
+        ref::mixture_of_depths<double>(
+            b, depth_shape_of(c.router), p.router.w, {}, x, y,
+            [&](const std::vector<idx>& positions, in<double> some, tensor_view<double> change) {
+                const batch alone{.n_tokens = some.rows(), .positions = positions};
+                reference_expert_block(c, p.block, alone, some, change);
+                for (idx i = 0; i < some.rows(); ++i)
+                    for (idx j = 0; j < some.cols(); ++j) change(i, j) -= some(i, j);
+            });
+    }
+    // Norms with a larger eps.
+    static void wrong_reference(expert_config c, const params<double>& p, const batch& b, in<double> x,
+                                tensor_view<double> y) {
+        c.block.norm.eps += 0.01;
+        reference(c, p, b, x, y);
+    }
+};
+
 } // namespace
 
+SLUICE_TEST_LAYER("MoDE ", expert_traits, double_native)
 SLUICE_TEST_LAYER("causal ", causal_traits, float_native, double_scalar)
 
 // What is not causal streams by another rule; the rest of the suite holds.
@@ -877,4 +951,138 @@ TEST_CASE("what does not fit together is named") {
           }) == "mixture_of_depths: d_in of the block is 6, router.d_model is 5");
     const sluice::mixture_of_depths<sluice::transformer_block<double>> layer(good, weights.view);
     CHECK_THROWS_AS(layer.bytes({.max_rows = 1, .max_routed = -1}), config_error);
+}
+
+TEST_CASE("a null expert leaves a token to attention") {
+    // two experts of which the second is null: whoever prefers it gets nothing
+    const sluice::moe_config c{
+        .d_model = 6, .router = {.n_experts = 2, .top_k = 1, .n_null = 1}, .expert = {.d_ff = 5}};
+    sluice::owned_params<sluice::moe_params<double>> p(c);
+    CHECK(p.view.experts.size() == 1);
+    std::uint64_t key = 4;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key); }, p.view);
+    const sluice::moe<double> experts(c, p.view);
+    const auto x = uniform_matrix<double>(40, 6, 2);
+    padded<double> y(40, 6);
+    arena workspace(experts.bytes({.max_rows = 40}).workspace);
+    experts.forward(batch::one(40), x.view(), y, nullptr, workspace);
+    idx nothing = 0;
+    for (idx i = 0; i < 40; ++i) {
+        double prefers = 0, most = 0;
+        for (idx j = 0; j < 6; ++j) {
+            prefers += (p.view.router(1, j) - p.view.router(0, j)) * x.view()(i, j);
+            most = std::max(most, std::abs(y(i, j)));
+        }
+        CHECK((prefers > 0) == (most == 0));
+        nothing += most == 0 ? 1 : 0;
+    }
+    CHECK((nothing > 5 && nothing < 35));
+}
+
+// A quarter of the tokens have something to learn: top-k finds them, chance does not (section 3.1).
+TEST_CASE("learned routing beats random routing at the same capacity") {
+    auto loss_after_training = [](depth_rule rule) {
+        using layer_type = sluice::mixture_of_depths<sluice::transformer_block<double>>;
+        const layer_type::config_type c{.block = small,
+                                        .router = {.d_model = 6, .capacity = 0.25, .forward_by = rule}};
+        sluice::owned_params<layer_type::params_type> p(c), grad(c), means(c), squares(c);
+        initialise(p.view, c, sluice::random_source(1));
+        sluice::fill_normal(p.view.block.attention.w_o, 0.1, sluice::random_source(2));
+        sluice::fill_normal(p.view.block.feed_forward.w_down, 0.1, sluice::random_source(3));
+        const layer_type layer(c, p.view);
+        const idx n = 64;
+        const auto need = layer.bytes({.max_rows = n});
+        arena workspace(need.workspace + (1 << 16)), tape(need.tape);
+        padded<double> x(n, 6), y(n, 6), dy(n, 6), dx(n, 6);
+        double last = 0;
+        for (idx step = 1; step <= 300; ++step) {
+            const sluice::random_source numbers(static_cast<std::uint64_t>(step));
+            std::vector<idx> order(static_cast<std::size_t>(n));
+            std::iota(order.begin(), order.end(), idx{0});
+            std::sort(order.begin(), order.end(),
+                      [&](idx a, idx b) { return numbers.bits(a) < numbers.bits(b); });
+            for (idx i = 0; i < n; ++i) {
+                for (idx j = 1; j < 6; ++j) x(i, j) = numbers.normal(1000 + 6 * i + j);
+                x(i, 0) = order[static_cast<std::size_t>(i)] < n / 4 ? 1 : -1;
+            }
+            batch b = batch::one(n);
+            b.random_key = static_cast<std::uint64_t>(step);
+            layer.forward(b, x.view(), y, &tape, workspace);
+            double loss = 0;
+            for (idx i = 0; i < n; ++i)
+                for (idx j = 0; j < 6; ++j) {
+                    const double wanted = x(i, j) + (x(i, 0) > 0 ? std::tanh(x(i, (j + 1) % 6)) : 0);
+                    dy(i, j) = (y(i, j) - wanted) / static_cast<double>(n);
+                    loss += (y(i, j) - wanted) * (y(i, j) - wanted) / static_cast<double>(n);
+                }
+            zero(grad.view);
+            layer.backward(b, x.view(), dy.view(), dx, tape, grad.view, workspace);
+            adamw(p.view, grad.view, means.view, squares.view, {.rate = 1e-2, .decay = 0}, step, workspace);
+            if (step > 280) last += loss / 20;
+        }
+        return last;
+    };
+    const double learned = loss_after_training(depth_rule::top_k),
+                 random = loss_after_training(depth_rule::random);
+    INFO("learned " << learned << ", random " << random);
+    CHECK(learned < 0.5 * random);
+}
+
+TEST_CASE("any layer with a residual is a block") {
+    using depths = sluice::mixture_of_depths<sluice::residual<sluice::feed_forward<double>>>;
+    const depths::config_type c{.block = {.d_model = 6, .d_ff = 9}, .router = threshold_rule};
+    sluice::owned_params<depths::params_type> p(c);
+    std::uint64_t key = 5;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key); }, p.view);
+    const depths layer(c, p.view);
+    const sample<double> rows({30}, 6, 6);
+    const limits most{.max_tokens = 30, .max_rows = 30};
+    const auto need = layer.bytes(most);
+    arena memory(need.state), workspace(need.workspace);
+    auto state = layer.bind_state(memory, most);
+    padded<double> y(30, 6), want(30, 6);
+    layer.forward(rows.rows(), rows.x.view(), want, nullptr, workspace);
+    for (idx i = 0; i < 30; i += 5)
+        layer.extend(batch::one(5, i), rows.x.view().row_block(i, 5), y.view().row_block(i, 5), state,
+                     workspace);
+    CHECK(different_bits(y.view(), want.view()) == "");
+    const sluice::feed_forward<double> plain(c.block, p.view.block);
+    padded<double> change(30, 6);
+    plain.forward(batch::one(30), rows.x.view(), change, nullptr, workspace);
+    for (idx i = 0; i < 30; ++i) {
+        const double r = ref::depth_logit<double>(p.view.router.w, rows.x.view(), i);
+        for (idx j = 0; j < 6; ++j)
+            CHECK(y(i, j) == approx(rows.x.view()(i, j) + std::max(r, 0.0) * (r > 0 ? change(i, j) : 0))
+                                 .epsilon(1e-13)
+                                 .margin(1e-13));
+    }
+}
+
+TEST_CASE("layers in front of one that has no room are put right by truncate") {
+    using depths = sluice::mixture_of_depths<sluice::transformer_block<double>>;
+    using body = sluice::stack<sluice::chain<sluice::transformer_block<double>, depths>>;
+    auto rule = threshold_rule;
+    rule.threshold = -1e9; // all
+    const body::config_type c{.n_layers = 2, .layer = {small, {.block = small, .router = rule}}};
+    sluice::owned_params<body::params_type> p(c);
+    std::uint64_t key = 5;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key, -0.4, 0.4); },
+               p.view);
+    const body layer(c, p.view);
+    const sample<double> rows({10}, 6, 6);
+    const limits most{.max_tokens = 10, .max_rows = 6, .max_rollback = 6, .max_routed = 7};
+    const auto need = layer.bytes(most);
+    arena memory(need.state), workspace(need.workspace), room(layer.bytes({.max_rows = 7}).workspace);
+    auto state = layer.bind_state(memory, most);
+    padded<double> y(10, 6), want(7, 6);
+    layer.forward(batch::one(7), rows.x.view().row_block(0, 7), want, nullptr, room);
+    auto extend = [&](idx first, idx n) {
+        layer.extend(batch::one(n, first), rows.x.view().row_block(first, n), y.view().row_block(first, n),
+                     state, workspace);
+    };
+    extend(0, 4);
+    CHECK_THROWS_AS(extend(4, 6), capacity_error);
+    state.truncate(0, 4);
+    extend(4, 3);
+    CHECK(different_bits(y.view().row_block(0, 7), want.view()) == "");
 }

@@ -91,6 +91,10 @@ struct moe_traits {
              {.d_model = 3,
               .router = {.n_experts = 6, .top_k = 3, .n_identity = 2},
               .expert = {.d_ff = 5, .kind = kind::geglu, .bias = true}}},
+            {"null experts behind an identity, two of five chosen",
+             {.d_model = 4,
+              .router = {.n_experts = 5, .top_k = 2, .weights = shared_out, .n_identity = 1, .n_null = 2},
+              .expert = {.d_ff = 3}}},
             {"softmax of the chosen, clamped quick GEGLU with biases",
              {.d_model = 6,
               .router = {.n_experts = 4,
@@ -115,7 +119,8 @@ struct moe_traits {
                           reference_of(c.expert.kind),
                           {c.expert.glu.clamp, c.expert.glu.offset},
                           c.router.n_identity,
-                          c.weight_on == sluice::router_weight_on::input},
+                          c.weight_on == sluice::router_weight_on::input,
+                          c.router.n_null},
                          w, x, y);
     }
     // Weights a hundredth larger.

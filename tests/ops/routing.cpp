@@ -882,6 +882,11 @@ TEST_CASE("routing: settings that cannot be are refused") {
               c.groups = {8, 2, group_rank::best_two};
           }) == "moe: groups of one expert have no best two");
     CHECK(complaint([](auto& c) { c.n_identity = 8; }) == "moe: n_identity must be 0 to 7, is 8");
+    CHECK(complaint([](auto& c) { c.n_null = 8; }) == "moe: n_null must be 0 to 7, is 8");
+    CHECK(complaint([](auto& c) {
+              c.n_identity = 5;
+              c.n_null = 3;
+          }) == "moe: n_null must be 0 to 2, is 3");
     CHECK(complaint([](auto& c) { c.weights.eps = -1; }).starts_with("moe: weights.eps must be"));
     CHECK(complaint([](auto& c) { c.weights.eps = std::nan(""); }).starts_with("moe: weights.eps must be"));
     CHECK(complaint([](auto& c) { c.weights.power = 0; }).starts_with("moe: weights.power must be"));

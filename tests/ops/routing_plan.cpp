@@ -309,6 +309,17 @@ TEST_CASE("routing_plan: what is dropped already takes no room") {
     CHECK(list(indices.data(), 6) == std::vector<std::int32_t>{~0, ~0, 0, 1, 0, 2});
 }
 
+TEST_CASE("routing_plan: null experts have no rows, and add nothing") {
+    const std::int32_t indices[] = {0, 2, 4, 1, 3, 4, 2, ~1}; // 0 and 1 have weights, 2 is the identity
+    arena memory(std::size_t{1} << 12);
+    const auto p = plan_slots({indices, 4, 2}, {.n_experts = 2, .n_identity = 1, .n_null = 2}, memory, {});
+    constexpr auto none = routing_plan::dropped, self = routing_plan::identity;
+    CHECK(list(p.rows, 8) == std::vector<std::int32_t>{0, self, none, 1, none, none, self, none});
+    CHECK(p.n_rows() == 2);
+    CHECK_THROWS_WITH(plan_slots({indices, 4, 2}, {.n_experts = 2, .n_identity = 1, .n_null = 1}, memory, {}),
+                      "routing_plan: expert 4 of token 1 is outside the 4");
+}
+
 TEST_CASE("routing_plan: indices that are no experts, too many rows and other shapes are refused") {
     arena memory(std::size_t{1} << 14);
     sluice::tensor<std::int32_t> indices = drawn_indices(4, 2, 5, 3, false);

@@ -57,3 +57,22 @@ TEST_CASE("constant_schedule: rises in a line and stays") {
     const constant_schedule flat{.peak = 0.1};
     CHECK((flat(1) == 0.1 && flat(2) == 0.1));
 }
+
+TEST_CASE("routed_layers: every other layer, and not the first") {
+    const sluice::routed_layers routed;
+    for (idx layer = 0; layer < 9; ++layer) CHECK(routed(layer) == (layer % 2 == 1));
+    CHECK((routed.count(9) == 4 && routed.count(8) == 4 && routed.count(1) == 0));
+    const sluice::routed_layers third{.every = 3}, all{.every = 1};
+    for (idx layer = 0; layer < 9; ++layer) CHECK((third(layer) == (layer % 3 == 2) && all(layer)));
+    CHECK((third.count(8) == 2 && all.count(8) == 8));
+}
+
+TEST_CASE("capacity_schedule: falls in a line and stays") {
+    const sluice::capacity_schedule capacity{.steps = 8, .last = 0.125};
+    CHECK(capacity(1) == 1);
+    for (idx step = 1; step < 8; ++step)
+        CHECK(compare_number(capacity(step), 1.0 - 0.125 * static_cast<double>(step - 1), 1e-15) == "");
+    for (idx step : {8, 9, 1000}) CHECK(capacity(step) == 0.125);
+    const sluice::capacity_schedule none{};
+    CHECK((none(1) == 0.125 && sluice::capacity_schedule{.steps = 1}(1) == 0.125));
+}

@@ -138,8 +138,9 @@ private:
         const std::string layer = "io::load_moe, " + std::string(names_.model);
         require_positive(c.d_model, layer, "d_model");
         require_positive(c.expert.d_ff, layer, "d_ff");
-        require(c.router.n_experts >= 1 && c.router.n_experts <= idx{1} << 24 && c.router.n_identity == 0,
-                layer, "n_experts must be 1 to 16777216, n_identity 0");
+        require(c.router.n_experts >= 1 && c.router.n_experts <= idx{1} << 24 && c.router.n_identity == 0 &&
+                    c.router.n_null == 0,
+                layer, "n_experts must be 1 to 16777216, n_identity and n_null 0");
         require(c.shared_d_ff >= 0, layer, "shared_d_ff must not be negative");
         const idx stacked = size_product(size_product(2, c.n_experts()), c.expert.d_ff);
         (void)size_product(stacked, c.d_model), (void)size_product(c.shared_d_ff, c.d_model);

@@ -171,6 +171,10 @@ public:
         layer_.extend(b, x, y, state, workspace, ex);
         add<arch>(x, y, y, ex);
     }
+    void extend_change(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
+                       executor_ref ex = {}) const {
+        layer_.extend(b, x, y, state, workspace, ex);
+    }
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }
     double flops(idx n_tokens, idx past = 0) const { return layer_.flops(n_tokens, past); }
 

@@ -2,7 +2,7 @@
 // block, the others past it, without a product and without an entry in the block's cache.
 //   y_i = x_i + g(r_i) f_i(routed tokens) if i is routed, else x_i   (eq. 1; f: what the block would add)
 // forward routes by top_k unless told otherwise, which looks at later tokens: text is generated, and models
-// are compared, by rules that look at one (see depth_router.hpp).
+// are compared, by rules that look at one (see depth_router.hpp). A window of f counts routed tokens.
 #pragma once
 
 #include "../core/sequence_lengths.hpp"

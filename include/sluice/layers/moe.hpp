@@ -34,7 +34,7 @@ struct moe_config {
         c.d_ff = shared_d_ff;
         return c;
     }
-    idx n_experts() const { return router.n_experts - router.n_identity; } // with weights
+    idx n_experts() const { return router.n_experts - router.n_identity - router.n_null; } // with weights
     bool learns_noise() const { return router.noise.kind == router_noise::learnt; }
 };
 
@@ -262,7 +262,7 @@ private:
         return r;
     }
     plan_limits plan_room(idx n) const {
-        plan_limits p{config_.n_experts(), config_.router.n_identity};
+        plan_limits p{config_.n_experts(), config_.router.n_identity, config_.router.n_null};
         if (config_.router.capacity.rule != capacity_rule::none) p.room = expert_capacity(config_.router, n);
         return p;
     }

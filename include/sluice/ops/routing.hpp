@@ -56,7 +56,8 @@ struct router_config {
     weight_rule weights{};
     router_perturbation noise{};
     capacity_config capacity{};
-    idx n_identity = 0; // the last ones of n_experts, which return their input
+    idx n_identity = 0; // of n_experts those before n_null, which return their input
+    idx n_null = 0;     // the last ones, which return nothing: tokens may pass the layer by
 
     // Columns of indices and weights.
     idx slots() const { return choice == router_choice::experts ? n_experts : top_k; }
@@ -80,6 +81,7 @@ inline void check_router(const router_config& c, std::string_view layer,
     check(n_groups, idx{1}, c.n_experts, "groups.n_groups");
     check(kept, idx{1}, n_groups, "groups.kept");
     check(c.n_identity, idx{0}, c.n_experts - 1, "n_identity");
+    check(c.n_null, idx{0}, c.n_experts - 1 - c.n_identity, "n_null");
     check(c.weights.eps, 0.0, huge, "weights.eps");
     check(c.weights.power, 0.01, 100.0, "weights.power");
     check(c.weights.scale, -huge, huge, "weights.scale");
@@ -339,8 +341,8 @@ router_report route(const router_config& c, in<T> logits, const router_inputs<T>
     if (c.choice == router_choice::experts) {
         choose_tokens<Arch>(expert_capacity(c, n), indices, weights, workspace, ex);
     } else if (c.capacity.rule != capacity_rule::none) {
-        drop_overflow<T>(c.capacity.order, expert_capacity(c, n), c.n_experts - c.n_identity, indices,
-                         weights, workspace, ex);
+        drop_overflow<T>(c.capacity.order, expert_capacity(c, n), c.n_experts - c.n_identity - c.n_null,
+                         indices, weights, workspace, ex);
         g.choose = false;
         g.only_survivors = c.capacity.weights == weights_after_drop::renormalised;
         detail::over_rows<Arch>(kernels::route_rows{}, g, n, workspace, ex);

@@ -98,6 +98,7 @@ private:
 struct plan_limits {
     idx n_experts = 0;
     idx n_identity = 0;                         // experts behind them that return their input: no rows
+    idx n_null = 0;                             // behind those: slots of theirs are dropped
     idx room = std::numeric_limits<idx>::max(); // tokens of an expert, at most
 };
 
@@ -106,7 +107,8 @@ struct plan_limits {
 inline routing_plan plan_slots(const tensor_view<const std::int32_t>& indices, const plan_limits& most,
                                arena& keep, executor_ref ex) {
     routing_plan p{.n_tokens = indices.rows(), .n_slots = indices.cols(), .n_experts = most.n_experts};
-    const idx n = p.n_tokens * p.n_slots, all = most.n_experts + most.n_identity;
+    const idx n = p.n_tokens * p.n_slots, active = most.n_experts + most.n_identity,
+              all = active + most.n_null;
     require(n <= std::numeric_limits<std::int32_t>::max() - 2, "routing_plan",
             "slots must be fewer than 2^31");
     p.most_rows = most.room > n / std::max<idx>(p.n_experts, 1) ? n : most.room * p.n_experts;
@@ -131,7 +133,7 @@ inline routing_plan plan_slots(const tensor_view<const std::int32_t>& indices, c
         for (idx j = 0; j < p.n_slots; ++j) {
             const std::int32_t e = indices(t, j);
             std::int32_t& row = p.rows[t * p.n_slots + j];
-            row = e < 0 ? p.dropped : p.identity;
+            row = e < 0 || e >= active ? p.dropped : p.identity;
             if (e < 0 || e >= p.n_experts) continue;
             row = offsets[e + 1]++;
             p.slots[row] = static_cast<std::int32_t>(t * p.n_slots + j);

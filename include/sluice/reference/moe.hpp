@@ -14,8 +14,9 @@ struct moe_shape {
     reference::router router{};
     activation act = activation::silu;
     glu_form glu{};
-    idx n_identity = 0;    // the last experts, which return their input
+    idx n_identity = 0;    // experts behind the others, which return their input
     bool on_input = false; // where the weight acts
+    idx n_null = 0;        // the last experts, which return nothing (Raposo et al., 2024, section 3.3)
 };
 
 template <class T>
@@ -45,7 +46,8 @@ void moe(const moe_shape& shape, const moe_weights<T>& p, in<T> x, tensor_view<T
             const T w = static_cast<T>(weights[j]);
             for (idx c = 0; c < d; ++c)
                 input(0, c) = output(0, c) = shape.on_input ? w * row(0, c) : row(0, c);
-            if (chosen[j] < n_experts - shape.n_identity)
+            if (chosen[j] >= n_experts - shape.n_null) continue;
+            if (chosen[j] < n_experts - shape.n_null - shape.n_identity)
                 feed_forward<T>(shape.act, p.experts[static_cast<std::size_t>(chosen[j])], input, output,
                                 shape.glu);
             for (idx c = 0; c < d; ++c) y(i, c) += shape.on_input ? output(0, c) : w * output(0, c);
