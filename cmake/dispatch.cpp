@@ -5,10 +5,13 @@
 #include <sluice/kernels/elementwise.hpp>
 #include <sluice/kernels/gather.hpp>
 #include <sluice/kernels/gemm_few_rows.hpp>
+#include <sluice/kernels/memory_gate.hpp>
+#include <sluice/kernels/ngram_hash.hpp>
 #include <sluice/kernels/norm.hpp>
 #include <sluice/kernels/rotary.hpp>
 #include <sluice/kernels/routing.hpp>
 #include <sluice/kernels/softmax.hpp>
+#include <sluice/kernels/table.hpp>
 #include <sluice/kernels/top_k.hpp>
 #include <sluice/ops/copy_attention.hpp>
 #include <sluice/simd/instantiate.hpp>
@@ -21,7 +24,8 @@ template struct sluice::simd::compile<
     activation_calls<float, activation::silu, activation::gelu, activation::relu, activation::quick_gelu>,
     adamw_calls<float>, elementwise_calls<float>, gather_calls<float>, gemm_calls<float>,
     gemm_calls<float, bf16>, widen_calls, gemm_few_rows_calls<float>, gemm_few_rows_calls<float, bf16>,
-    norm_calls<float>, rotary_calls<float>, routing_calls<float>, softmax_calls<float>, top_k_calls<float>,
+    memory_gate_calls<float>, table_calls<float>, ngram_hash_calls, norm_calls<float>, rotary_calls<float>,
+    routing_calls<float>, softmax_calls<float>, top_k_calls<float>,
     attention_calls<float, causal_attention, packed_keys<float>, cached_keys<float>>,
     attention_backward_calls<float, causal_attention>,
     attention_calls<float, copy_attention, copy_sources<float>>,

@@ -41,7 +41,7 @@ void layer_suite<Traits, Type>::wrong_arguments_are_named() {
         if (s.layer.d_in() == 0) return;
         const idx d_in = s.layer.d_in(), d_out = s.layer.d_out();
         poisoned_memory workspace(s.layer.bytes(limits_of(4)).workspace), state_memory(1 << 20);
-        auto state = s.layer.bind_state(state_memory, {.max_tokens = 4, .max_rows = 4});
+        auto state = bind_state(s.layer, state_memory, {.max_tokens = 4, .max_rows = 4});
         padded<T> x(4, d_in + 1), y(4, d_out + 1);
         const auto good_x = x.view().col_block(0, d_in), good_y = y.view().col_block(0, d_out);
         auto check = [&](tensor_view<T> xs, tensor_view<T> ys, const std::string& text) {
@@ -49,8 +49,9 @@ void layer_suite<Traits, Type>::wrong_arguments_are_named() {
             CHECK_THAT(
                 message_of<config_error>([&] { s.layer.forward(b, xs, ys, nullptr, workspace.arena()); }),
                 contains_text(text));
-            CHECK_THAT(message_of<config_error>([&] { s.layer.extend(b, xs, ys, state, workspace.arena()); }),
-                       contains_text(text));
+            CHECK_THAT(
+                message_of<config_error>([&] { extend(s.layer, b, xs, ys, state, workspace.arena()); }),
+                contains_text(text));
         };
         const auto x3 = good_x.row_block(0, 3), y3 = good_y.row_block(0, 3);
         check(good_x, y3, "x must be " + shape_text(3, d_in) + ", is " + shape_text(4, d_in));
@@ -91,8 +92,8 @@ void layer_suite<Traits, Type>::overlapping_outputs_are_noticed_or_harmless() {
                                     out(d_out), want));
             x = in_place(rows.x.view(), d_in);
             arena clean(need.state);
-            auto state = s.layer.bind_state(clean, limits_of(n));
-            expect(wrong_or_refused([&] { s.layer.extend(rows.rows(), x, out(d_out), state, workspace); },
+            auto state = bind_state(s.layer, clean, limits_of(n));
+            expect(wrong_or_refused([&] { extend(s.layer, rows.rows(), x, out(d_out), state, workspace); },
                                     out(d_out), want));
             if constexpr (trains) {
                 for (const bool over_x : {true, false}) {
@@ -197,12 +198,13 @@ void layer_suite<Traits, Type>::bad_batches_are_refused() {
             const limits most{.max_tokens = n, .max_rows = n, .n_sequences = 2};
             const sizes need = s.layer.bytes(most);
             arena workspace(need.workspace), memory(need.state);
-            auto state = s.layer.bind_state(memory, most);
+            auto state = bind_state(s.layer, memory, most);
             padded<T> y(n, s.layer.d_out());
             auto refused = [&](const batch& b, bool by_state_only = false) {
+                if (by_state_only && !streams) return;
                 if (!by_state_only)
                     CHECK(is_refused([&] { s.layer.forward(b, rows.x.view(), y, nullptr, workspace); }));
-                CHECK(is_refused([&] { s.layer.extend(b, rows.x.view(), y, state, workspace); }));
+                CHECK(is_refused([&] { extend(s.layer, b, rows.x.view(), y, state, workspace); }));
                 CHECK(all_zero(y.view()));
                 CHECK(workspace.used() == 0);
             };
@@ -226,7 +228,7 @@ void layer_suite<Traits, Type>::bad_batches_are_refused() {
             const std::vector<idx> three_sequences{0, 2, 4, 4};
             refused({.n_tokens = n, .offsets = three_sequences, .ids = ids}, true);
             // and the state is as it was
-            s.layer.extend(rows.rows(), rows.x.view(), y, state, workspace);
+            extend(s.layer, rows.rows(), rows.x.view(), y, state, workspace);
             expect(different_bits(y.view(), forward(s.layer, rows).view()));
         });
 }
@@ -245,7 +247,8 @@ void layer_suite<Traits, Type>::no_value_leaves_its_sequence() {
             sample<T> other = rows;
             fill(other.x.view().row_block(4, 1), value);
             const auto y = forward(s.layer, other);
-            expect(different_bits(y.view().row_block(0, 4), want.view().row_block(0, 4)));
+            const idx before = streams ? 4 : 3; // nor to an earlier token
+            expect(different_bits(y.view().row_block(0, before), want.view().row_block(0, before)));
             expect(different_bits(y.view().row_block(8, 2), want.view().row_block(8, 2)));
             if (row_by_row) expect(different_bits(y.view().row_block(5, 5), want.view().row_block(5, 5)));
         }

@@ -19,14 +19,14 @@ void layer_suite<Traits, Type>::allocates_nothing() {
         const limits most{.max_tokens = 13, .max_rows = 13, .n_sequences = 3, .workers = 2};
         const sizes need = s.layer.bytes(most);
         arena workspace(need.workspace), tape(need.tape), state_memory(need.state);
-        auto state = s.layer.bind_state(state_memory, most);
+        auto state = bind_state(s.layer, state_memory, most);
         padded<T> y(13, s.layer.d_out());
         gradients g(s, 13);
         const batch b = rows.rows();
         for (executor_ref ex : executors) {
             CHECK(allocations_of([&] {
                       s.layer.forward(b, rows.x.view(), y, nullptr, workspace, ex);
-                      s.layer.extend(b, rows.x.view(), y, state, workspace, ex);
+                      extend(s.layer, b, rows.x.view(), y, state, workspace, ex);
                       for (idx slot : {0, 1, 2}) state.truncate(slot, 0);
                   }) == 0);
             if constexpr (trains)
@@ -55,11 +55,11 @@ void layer_suite<Traits, Type>::takes_the_memory_it_says() {
             const sizes need = s.layer.bytes(most);
             const sample<T> rows({1, 0, 2, 0, 3, 0, 4, 0, 1, 1, 0}, s.layer.d_in(), 51);
             poisoned_memory workspace(need.workspace), tape(need.tape), state_memory(need.state);
-            auto state = s.layer.bind_state(state_memory, most);
+            auto state = bind_state(s.layer, state_memory, most);
             CHECK(state_memory.arena().used() == need.state);
             padded<T> y(n, s.layer.d_out());
             s.layer.forward(rows.rows(), rows.x.view(), y, nullptr, workspace.arena(), ex);
-            s.layer.extend(rows.rows(), rows.x.view(), y, state, workspace.arena(), ex);
+            extend(s.layer, rows.rows(), rows.x.view(), y, state, workspace.arena(), ex);
             if constexpr (trains) {
                 gradients g(s, n);
                 s.layer.forward(rows.rows(), rows.x.view(), y, &tape.arena(), workspace.arena(), ex);
@@ -72,7 +72,7 @@ void layer_suite<Traits, Type>::takes_the_memory_it_says() {
             expect(workspace.touched() + tape.touched() + state_memory.touched());
             if (need.state > 0) {
                 poisoned_memory small(need.state - 64);
-                CHECK_THROWS_AS(s.layer.bind_state(small, most), capacity_error);
+                CHECK_THROWS_AS(bind_state(s.layer, small, most), capacity_error);
             }
         }
     });
@@ -94,12 +94,12 @@ void layer_suite<Traits, Type>::too_little_memory_is_refused_before_output() {
         });
         CHECK((forward_steps > 0) == (forward_needs > 0)); // some products need no workspace
         arena room(need.workspace), first_state(need.state);
-        auto measured = s.layer.bind_state(first_state, most);
-        s.layer.extend(rows.rows(), rows.x.view(), scratch, measured, room);
+        auto measured = bind_state(s.layer, first_state, most);
+        extend(s.layer, rows.rows(), rows.x.view(), scratch, measured, room);
         check_too_small(room.bytes(), y, [&](arena& workspace) {
             arena state_memory(need.state);
-            auto state = s.layer.bind_state(state_memory, most);
-            s.layer.extend(rows.rows(), rows.x.view(), y, state, workspace);
+            auto state = bind_state(s.layer, state_memory, most);
+            extend(s.layer, rows.rows(), rows.x.view(), y, state, workspace);
         });
         if constexpr (trains) {
             arena tape(need.tape);
@@ -178,8 +178,8 @@ void layer_suite<Traits, Type>::touches_nothing_beyond_its_memory() {
         const guarded<T> x(rows.x.view()), y(n, layer.d_out());
         layer.forward(rows.rows(), x.view(), y, nullptr, workspace);
         expect(different_bits(y.view(), want.view()));
-        auto state = layer.bind_state(memory, most);
-        layer.extend(rows.rows(), x.view(), y, state, workspace);
+        auto state = bind_state(layer, memory, most);
+        extend(layer, rows.rows(), x.view(), y, state, workspace);
         expect(different_bits(y.view(), want.view()));
         if constexpr (trains) {
             const auto dy = uniform_matrix<T>(n, layer.d_out(), 95);
@@ -225,8 +225,8 @@ void layer_suite<Traits, Type>::rows_may_be_gigabytes_apart() {
         layer.forward(rows.rows(), x, y, nullptr, workspace);
         expect(different_bits(y, want.view()));
         fill(y, T(0));
-        auto state = layer.bind_state(memory, most);
-        layer.extend(rows.rows(), x, y, state, workspace);
+        auto state = bind_state(layer, memory, most);
+        extend(layer, rows.rows(), x, y, state, workspace);
         expect(different_bits(y, want.view()));
         if constexpr (trains) {
             const auto dy = uniform_matrix<T>(n, layer.d_out(), 98);

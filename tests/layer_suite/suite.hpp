@@ -21,9 +21,13 @@ public:
     static constexpr bool routed = requires { requires Traits::routed; };
     // Layers that send some tokens past their weights as well: the tape is as long as there are others.
     static constexpr bool skips = requires { requires Traits::skips; };
-    static constexpr bool row_by_row = std::is_same_v<typename layer_type::state_type, no_state>;
+    // Layers whose rows depend on later ones, too, say that they do not stream: they have no state.
+    static constexpr bool streams = !requires { requires !Traits::streams; };
+    static constexpr bool row_by_row = requires {
+        requires std::is_same_v<typename layer_type::state_type, no_state>;
+    };
 
-    static_assert(layer<layer_type> && streaming_layer<layer_type>);
+    static_assert(layer<layer_type> && streaming_layer<layer_type> == streams);
 
     // A layer with weights that T can hold, and the same weights for the reference.
     struct subject {
@@ -90,6 +94,21 @@ public:
         CHECK(tape.arena().used() == 0);
         CHECK(workspace.arena().used() == 0);
         expect(workspace.touched() + tape.touched() + g.dx.touched() + g.grad.touched());
+    }
+
+    // The calls of a layer that streams; of another, no state and forward.
+    static auto bind_state(const layer_type& layer, arena& memory, const limits& most) {
+        if constexpr (streams)
+            return layer.bind_state(memory, most);
+        else
+            return no_state();
+    }
+    static void extend(const layer_type& layer, const batch& b, in<T> x, tensor_view<T> y, auto& state,
+                       arena& workspace, executor_ref ex = {}) {
+        if constexpr (streams)
+            layer.extend(b, x, y, state, workspace, ex);
+        else
+            layer.forward(b, x, y, nullptr, workspace, ex);
     }
 
     template <class F>

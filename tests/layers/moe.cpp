@@ -586,3 +586,120 @@ TEST_CASE("experts by a table of token ids") {
     CHECK(message_of<sluice::input_error>([&] { t.forward(false); }) ==
           "router: hash table: 0 ids for 6 rows");
 }
+
+TEST_CASE("experts of equal weights are one feed-forward, as weights sum to one") {
+    trained t(small_config());
+    for (auto& e : t.p.view.experts) e = t.p.view.experts[0];
+    t.forward(false);
+    padded<double> want(t.n, 4);
+    ref::feed_forward<double>(ref::activation::silu, reference_of(t.p.view.experts[0]), t.x, want.view());
+    for (idx i = 0; i < t.n; ++i)
+        for (idx j = 0; j < 4; ++j) CHECK(t.y(i, j) == approx(want(i, j)).margin(1e-13));
+}
+
+TEST_CASE("every expert chosen: the mixture of all, by the softmax") {
+    moe_config c = small_config();
+    c.router.top_k = 5;
+    c.router.weights = {};
+    trained t(c);
+    t.forward(false);
+    padded<double> out(t.n, 4), want(t.n, 4);
+    sluice::tensor<double> logits(t.n, 5);
+    ref::linear<double>({t.p.view.router, {}}, t.x, logits);
+    fill(want.view(), 0.0);
+    for (idx e = 0; e < 5; ++e) {
+        ref::feed_forward<double>(ref::activation::silu,
+                                  reference_of(t.p.view.experts[static_cast<std::size_t>(e)]), t.x,
+                                  out.view());
+        for (idx i = 0; i < t.n; ++i) {
+            double sum = 0;
+            for (idx o = 0; o < 5; ++o) sum += std::exp(logits(i, o));
+            for (idx j = 0; j < 4; ++j) want(i, j) += std::exp(logits(i, e)) / sum * out(i, j);
+        }
+    }
+    for (idx i = 0; i < t.n; ++i)
+        for (idx j = 0; j < 4; ++j) CHECK(t.y(i, j) == approx(want(i, j)).margin(1e-13));
+}
+
+TEST_CASE("the order of experts and of tokens does not matter") {
+    trained t(small_config()), other(small_config());
+    t.forward(false);
+    const idx order[] = {3, 0, 4, 1, 2}; // where expert e goes
+    for (idx e = 0; e < 5; ++e) {
+        other.p.view.experts[static_cast<std::size_t>(order[e])] =
+            t.p.view.experts[static_cast<std::size_t>(e)];
+        for (idx j = 0; j < 4; ++j) other.p.view.router(order[e], j) = t.p.view.router(e, j);
+    }
+    for (idx i = 0; i < t.n; ++i)
+        for (idx j = 0; j < 4; ++j) other.x(i, j) = t.x(t.n - 1 - i, j);
+    other.forward(false);
+    for (idx i = 0; i < t.n; ++i)
+        for (idx j = 0; j < 4; ++j) CHECK(other.y(t.n - 1 - i, j) == approx(t.y(i, j)).margin(1e-14));
+}
+
+TEST_CASE("a weight on the input is another layer than one on the output") {
+    moe_config c = small_config();
+    trained on_output(c);
+    c.weight_on = sluice::router_weight_on::input;
+    trained on_input(c);
+    on_output.forward(false);
+    on_input.forward(false);
+    double apart = 0;
+    for (idx i = 0; i < on_input.n; ++i)
+        for (idx j = 0; j < 4; ++j) apart = std::max(apart, std::abs(on_input.y(i, j) - on_output.y(i, j)));
+    CHECK(apart > 0.05);
+}
+
+TEST_CASE("NaN in a token stays in that token") {
+    trained t(small_config());
+    t.forward(false);
+    padded<double> clean = t.y;
+    t.x(4, 1) = std::numeric_limits<double>::quiet_NaN();
+    t.forward(false);
+    for (idx j = 0; j < 4; ++j) CHECK(std::isnan(t.y(4, j)));
+    for (idx i = 0; i < t.n; ++i)
+        for (idx j = 0; j < 4 && i != 4; ++j) CHECK(t.y(i, j) == clean(i, j));
+    t.backward(); // chooses somebody; nothing is read out of range
+}
+
+TEST_CASE("weights stored as bf16, plain and packed, are near those of f32") {
+    const moe_config c{.d_model = 48,
+                       .router = {.n_experts = 6, .top_k = 2, .weights = {.norm = weight_norm::sum}},
+                       .expert = {.d_ff = 40}};
+    sluice::owned_params<sluice::moe_params<float>> p(c);
+    sluice::owned_params<sluice::moe_params<sluice::bf16>> narrow(c);
+    std::uint64_t seed = 0;
+    each_param(
+        [&]<class A, class B>(const sluice::param_name&, sluice::role, const tensor_view<A>& from,
+                              const tensor_view<B>& to) {
+            fill_uniform(from, ++seed, -0.3, 0.3);
+            for (idx i = 0; i < from.rows(); ++i)
+                for (idx j = 0; j < from.cols(); ++j)
+                    if constexpr (std::is_same_v<B, sluice::bf16>)
+                        to(i, j) = sluice::to_bf16(from(i, j));
+                    else
+                        to(i, j) = from(i, j); // routers are never narrow
+        },
+        p.view, narrow.view);
+    using packed_params = sluice::moe_params<sluice::packed<sluice::bf16>>;
+    arena memory(sluice::params_bytes<packed_params>(c));
+    const auto panels = sluice::pack_params<packed_params>(p.view, c, memory);
+    const auto x = uniform_matrix<float>(30, 48, 3);
+    padded<float> want(30, 48), plain(30, 48), packed(30, 48);
+    auto run = [&](const auto& layer, padded<float>& y) {
+        arena workspace(layer.bytes({.max_rows = 30}).workspace);
+        layer.forward(batch::one(30), x.view(), y, nullptr, workspace);
+    };
+    run(sluice::moe<float>(c, p.view), want);
+    run(sluice::moe<float, sluice::bf16>(c, narrow.view), plain);
+    run(sluice::moe<float, sluice::packed<sluice::bf16>>(c, panels), packed);
+    CHECK(different_bits(plain.view(), packed.view()) == "");
+    float most = 0, apart = 0;
+    for (idx i = 0; i < 30; ++i)
+        for (idx j = 0; j < 48; ++j) {
+            most = std::max(most, std::abs(want(i, j)));
+            apart = std::max(apart, std::abs(want(i, j) - packed(i, j)));
+        }
+    CHECK(apart > 0);
+    CHECK(apart < 1e-2F * most);
+}

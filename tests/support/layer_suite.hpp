@@ -6,6 +6,7 @@
 // - static std::vector<variant<config>> variants(): configs; a `large` one takes part where that is cheap
 // - static void reference(config, params<double>, batch, x, y)
 // - static void wrong_reference(...): the same with a mistake
+// SLUICE_TEST_LAYER_OF_WHOLES is for layers that do not stream, and whose traits say so.
 #pragma once
 
 #include "layer_suite/agreement.hpp"
@@ -19,7 +20,17 @@
         sluice::test::layer_suite<traits, TestType>::property();                                             \
     }
 
-#define SLUICE_TEST_LAYER_FORWARD(prefix, traits, ...)                                                       \
+#define SLUICE_TEST_LAYER_STREAMING(prefix, traits, ...)                                                     \
+    SLUICE_TEST_PROPERTY(prefix, traits, "is causal", is_causal, __VA_ARGS__)                                \
+    SLUICE_TEST_PROPERTY(prefix, traits, "streams to the same bits at every split",                          \
+                         streams_to_the_same_bits_at_every_split, __VA_ARGS__)                               \
+    SLUICE_TEST_PROPERTY(prefix, traits, "streams several sequences unevenly",                               \
+                         streams_several_sequences_unevenly, __VA_ARGS__)                                    \
+    SLUICE_TEST_PROPERTY(prefix, traits, "takes tokens back", takes_tokens_back, __VA_ARGS__)                \
+    SLUICE_TEST_PROPERTY(prefix, traits, "states refuse what they cannot hold",                              \
+                         states_refuse_what_they_cannot_hold, __VA_ARGS__)
+
+#define SLUICE_TEST_LAYER_CALLS(prefix, traits, ...)                                                         \
     SLUICE_TEST_PROPERTY(prefix, traits, "agrees with its reference", agrees_with_its_reference,             \
                          __VA_ARGS__)                                                                        \
     SLUICE_TEST_PROPERTY(prefix, traits, "a wrong reference is noticed", a_wrong_reference_is_noticed,       \
@@ -28,12 +39,6 @@
     SLUICE_TEST_PROPERTY(prefix, traits, "sequences of a batch do not meet", sequences_do_not_meet,          \
                          __VA_ARGS__)                                                                        \
     SLUICE_TEST_PROPERTY(prefix, traits, "no tokens are legal", no_tokens_are_legal, __VA_ARGS__)            \
-    SLUICE_TEST_PROPERTY(prefix, traits, "is causal", is_causal, __VA_ARGS__)                                \
-    SLUICE_TEST_PROPERTY(prefix, traits, "streams to the same bits at every split",                          \
-                         streams_to_the_same_bits_at_every_split, __VA_ARGS__)                               \
-    SLUICE_TEST_PROPERTY(prefix, traits, "streams several sequences unevenly",                               \
-                         streams_several_sequences_unevenly, __VA_ARGS__)                                    \
-    SLUICE_TEST_PROPERTY(prefix, traits, "takes tokens back", takes_tokens_back, __VA_ARGS__)                \
     SLUICE_TEST_PROPERTY(prefix, traits, "any executor gives the same bits",                                 \
                          any_executor_gives_the_same_bits, __VA_ARGS__)                                      \
     SLUICE_TEST_PROPERTY(prefix, traits, "allocates nothing", allocates_nothing, __VA_ARGS__)                \
@@ -48,8 +53,6 @@
     SLUICE_TEST_PROPERTY(prefix, traits, "absurd limits are refused", absurd_limits_are_refused,             \
                          __VA_ARGS__)                                                                        \
     SLUICE_TEST_PROPERTY(prefix, traits, "bad batches are refused", bad_batches_are_refused, __VA_ARGS__)    \
-    SLUICE_TEST_PROPERTY(prefix, traits, "states refuse what they cannot hold",                              \
-                         states_refuse_what_they_cannot_hold, __VA_ARGS__)                                   \
     SLUICE_TEST_PROPERTY(prefix, traits, "no value leaves its sequence", no_value_leaves_its_sequence,       \
                          __VA_ARGS__)                                                                        \
     SLUICE_TEST_PROPERTY(prefix, traits, "rows may be gigabytes apart", rows_may_be_gigabytes_apart,         \
@@ -61,9 +64,20 @@
     SLUICE_TEST_PROPERTY(prefix, traits, "two threads may call one layer", two_threads_may_call_one_layer,   \
                          __VA_ARGS__)
 
-#define SLUICE_TEST_LAYER(prefix, traits, ...)                                                               \
-    SLUICE_TEST_LAYER_FORWARD(prefix, traits, __VA_ARGS__)                                                   \
+#define SLUICE_TEST_LAYER_GRADIENTS(prefix, traits, ...)                                                     \
     SLUICE_TEST_PROPERTY(prefix, traits, "gradients are slopes", gradients_are_slopes, __VA_ARGS__)          \
     SLUICE_TEST_PROPERTY(prefix, traits, "gradients accumulate", gradients_accumulate, __VA_ARGS__)          \
     SLUICE_TEST_PROPERTY(prefix, traits, "wrong gradient arguments are named",                               \
                          wrong_gradient_arguments_are_named, __VA_ARGS__)
+
+#define SLUICE_TEST_LAYER_FORWARD(prefix, traits, ...)                                                       \
+    SLUICE_TEST_LAYER_CALLS(prefix, traits, __VA_ARGS__)                                                     \
+    SLUICE_TEST_LAYER_STREAMING(prefix, traits, __VA_ARGS__)
+
+#define SLUICE_TEST_LAYER(prefix, traits, ...)                                                               \
+    SLUICE_TEST_LAYER_FORWARD(prefix, traits, __VA_ARGS__)                                                   \
+    SLUICE_TEST_LAYER_GRADIENTS(prefix, traits, __VA_ARGS__)
+
+#define SLUICE_TEST_LAYER_OF_WHOLES(prefix, traits, ...)                                                     \
+    SLUICE_TEST_LAYER_CALLS(prefix, traits, __VA_ARGS__)                                                     \
+    SLUICE_TEST_LAYER_GRADIENTS(prefix, traits, __VA_ARGS__)

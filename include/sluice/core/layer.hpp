@@ -21,7 +21,7 @@ enum class outputs { all, last };
 struct limits {
     idx max_tokens = 0;   // tokens a sequence's state must hold; 0: no state is wanted
     idx max_rows = 1;     // tokens of the largest call
-    idx n_sequences = 1;  // sequences of a state
+    idx n_sequences = 1;  // sequences of a state, or of a call where sizes depend on them
     idx max_rollback = 0; // tokens that truncate may take back
     idx workers = 1;      // concurrency of the executor
     idx copies = 1;       // rows of a token (batch::copies)

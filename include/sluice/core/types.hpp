@@ -5,6 +5,7 @@
 // SLUICE_ISA, so that files built with different -march never share a symbol.
 #pragma once
 
+#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -59,6 +60,26 @@ struct f8_e4m3 {
     friend constexpr bool operator==(f8_e4m3, f8_e4m3) = default;
 };
 
+// A power of two, 2^(bits - 127), or NaN where all bits are set: the scale of a block. A storage type.
+struct f8_e8m0 {
+    std::uint8_t bits = 127;
+    friend constexpr bool operator==(f8_e8m0, f8_e8m0) = default;
+};
+
+// Exact: 1 sign, 4 exponent bits with bias 7, 3 fraction bits. No infinities; NaN where all seven are set
+// (Micikevicius et al., "FP8 formats for deep learning", 2022, table 1).
+SLUICE_INLINE constexpr float to_float(f8_e4m3 x) {
+    const std::uint32_t sign = std::uint32_t{x.bits & 0x80U} << 24, magnitude = x.bits & 0x7FU;
+    if (magnitude == 0x7FU) return std::bit_cast<float>(sign | 0x7FC00000U);
+    if (magnitude >= 8) return std::bit_cast<float>(sign | ((magnitude << 20) + (120U << 23)));
+    const float small = static_cast<float>(magnitude) * 0x1p-9F; // subnormal, or zero
+    return sign != 0 ? -small : small;
+}
+SLUICE_INLINE constexpr float to_float(f8_e8m0 x) { // 2^-127 is subnormal
+    if (x.bits == 0) return 0x1p-127F;
+    return std::bit_cast<float>(x.bits == 255 ? 0x7FC00000U : std::uint32_t{x.bits} << 23);
+}
+
 template <class T>
 concept real = std::same_as<T, float> || std::same_as<T, double>;
 
@@ -77,6 +98,10 @@ struct compute<half> {
 };
 template <>
 struct compute<f8_e4m3> {
+    using type = float;
+};
+template <>
+struct compute<f8_e8m0> {
     using type = float;
 };
 template <class W>

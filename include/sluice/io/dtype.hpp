@@ -64,6 +64,8 @@ constexpr dtype find_dtype() {
         return dtype::f16;
     else if constexpr (std::is_same_v<scalar, f8_e4m3>)
         return dtype::f8_e4m3;
+    else if constexpr (std::is_same_v<scalar, f8_e8m0>)
+        return dtype::f8_e8m0;
     else if constexpr (std::is_same_v<scalar, std::int64_t>)
         return dtype::i64;
     else if constexpr (std::is_same_v<scalar, std::int32_t>)
@@ -72,8 +74,8 @@ constexpr dtype find_dtype() {
         return dtype::i8;
     else {
         static_assert(std::is_same_v<scalar, std::uint8_t>,
-                      "sluice: safetensors holds float, double, bf16, half, f8_e4m3, int8, int32, int64 and "
-                      "uint8 tensors");
+                      "sluice: safetensors holds float, double, bf16, half, f8_e4m3, f8_e8m0, int8, int32, "
+                      "int64 and uint8 tensors");
         return dtype::u8;
     }
 }
@@ -81,17 +83,3 @@ template <class T>
 inline constexpr dtype dtype_of = find_dtype<T>();
 
 } // namespace sluice::io
-
-namespace sluice {
-
-// Exact: 1 sign, 4 exponent bits with bias 7, 3 fraction bits. No infinities; NaN where all seven are set
-// (Micikevicius et al., "FP8 formats for deep learning", 2022, table 1).
-constexpr float to_float(f8_e4m3 x) {
-    const std::uint32_t sign = std::uint32_t{x.bits & 0x80U} << 24, magnitude = x.bits & 0x7FU;
-    if (magnitude == 0x7FU) return std::bit_cast<float>(sign | 0x7FC00000U);
-    if (magnitude >= 8) return std::bit_cast<float>(sign | ((magnitude << 20) + (120U << 23)));
-    const float small = static_cast<float>(magnitude) * 0x1p-9F; // subnormal, or zero
-    return sign != 0 ? -small : small;
-}
-
-} // namespace sluice

@@ -212,9 +212,9 @@ public:
         const auto gate = config_.gated() ? keep.take<T>(most, f).row_block(0, n) : tensor_view<T>();
         return {gate, keep.take<T>(most, f).row_block(0, n)};
     }
-    void pop(arena& tape, idx most) const {
-        (void)tape.pop<T>(most, config_.d_ff);
-        if (config_.gated()) (void)tape.pop<T>(most, config_.d_ff);
+    taped pop(arena& tape, idx most) const {
+        const auto up = tape.pop<T>(most, config_.d_ff);
+        return {config_.gated() ? tape.pop<T>(most, config_.d_ff) : tensor_view<T>(), up};
     }
 
     // y (rows, d_model) from x; `kept` (take) for backward, or, with none wanted, where the products lie.
@@ -246,7 +246,7 @@ public:
         detail::run_products<T>(n, outer(all), outer, workspace, ex, [](idx, const auto&, const auto&) {});
     }
 
-    // dx from dy; gradients take the place of what was kept.
+    // dx from dy, which it may be; gradients take the place of what was kept.
     void backward(const std::int32_t* offsets, in<T> x, in<T> dy, tensor_view<T> dx, const taped& kept,
                   std::span<const feed_forward_params<T>> grad, arena& workspace, executor_ref ex) const {
         const arena::scope scope(workspace);

@@ -282,7 +282,7 @@ private:
     void pop(arena& tape, const record& r) const {
         const auto& p = r.plan;
         (void)tape.pop<T>(p.most_rows, d_in());
-        experts().pop(tape, p.most_rows);
+        (void)experts().pop(tape, p.most_rows);
         (void)tape.pop<std::int32_t>(p.most_rows), (void)tape.pop<std::int32_t>(p.most_rows);
         (void)tape.pop<std::int32_t>(p.n_tokens * p.n_slots), (void)tape.pop<std::int32_t>(p.n_experts + 2);
         (void)tape.pop<T>(p.n_tokens, p.n_slots), (void)tape.pop<std::int32_t>(p.n_tokens, p.n_slots);

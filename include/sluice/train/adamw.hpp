@@ -44,10 +44,11 @@ double global_norm(const P& gradients, arena& workspace, executor_ref ex = {}) {
     return std::sqrt(total);
 }
 
-// One step; `step` counts from 1. Tables (large memories) and buffers are left alone. Returns the gradient's
+// One step; `step` counts from 1. Tables (large memories; see row_adam.hpp) and buffers are left alone.
+// Gradients and moments may be sets of another kind, whose tables hold touched rows. Returns the gradient's
 // global norm before clipping. Throws input_error, and changes nothing, when that norm is not finite.
-template <class Arch = simd::native, class P, class Rule = decay_matrices>
-double adamw(P& weights, const P& gradients, P& means, P& squares, const adamw_config& c, idx step,
+template <class Arch = simd::native, class P, class G, class Rule = decay_matrices>
+double adamw(P& weights, const G& gradients, G& means, G& squares, const adamw_config& c, idx step,
              arena& workspace, executor_ref ex = {}, const Rule& rule = {}) {
     require(step >= 1, "adamw", "step counts from 1");
     const double norm_before = global_norm<Arch>(gradients, workspace, ex);
