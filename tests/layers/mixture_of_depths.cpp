@@ -1,3 +1,4 @@
+#include "support/golden.hpp"
 #include "support/layer_suite.hpp"
 #include "support/reference_of.hpp"
 
@@ -7,12 +8,6 @@
 #include <sluice/reference/mixture_of_depths.hpp>
 #include <sluice/reference/moe.hpp>
 #include <sluice/train/adamw.hpp>
-
-#if __has_include(<nlohmann/json.hpp>)
-#    include <nlohmann/json.hpp>
-
-#    include <fstream>
-#endif
 
 using namespace sluice::test;
 using sluice::arena;
@@ -396,10 +391,10 @@ const sluice::depth_router_config above_zero{
 
 } // namespace
 
-#if __has_include(<nlohmann/json.hpp>)
+#if SLUICE_TEST_HAS_JSON
 namespace {
 
-std::string difference(const nlohmann::json& want, in<double> got) {
+std::string difference(const json& want, in<double> got) {
     for (idx i = 0; i < got.size(); ++i) {
         const double w = want[static_cast<std::size_t>(i)].get<double>(),
                      g = got(i / got.cols(), i % got.cols());
@@ -411,7 +406,7 @@ std::string difference(const nlohmann::json& want, in<double> got) {
 } // namespace
 
 TEST_CASE("golden values") {
-    const auto golden = nlohmann::json::parse(std::ifstream(SLUICE_TEST_DIR "/data/mixture_of_depths.json"));
+    const auto golden = sluice::test::golden("mixture_of_depths.json");
     const batch b = batch::one(16);
     sluice::tensor<double> x(16, 4), dy(16, 4), dx(16, 4), y(16, 4);
     toy_layer::fill_golden(x.view(), 37, 11, 24);
