@@ -1,0 +1,289 @@
+// Engram: hashing, looking up rows of tables that do and do not fit the caches, and what both add to the time
+// of a module. Rows are those of random ids, so that nearly every one is a miss where the table is large.
+#include "support/contest.hpp"
+
+#include <sluice/layers/engram.hpp>
+#include <sluice/simd/convert.hpp>
+
+#include <string>
+
+#if defined(__linux__)
+#    include <sys/mman.h>
+#endif
+
+namespace {
+
+using namespace sluice::bench;
+using namespace sluice;
+
+// Memory in huge pages where the system gives them: a table's rows lie anywhere, and small pages cost a walk
+// for each.
+class pages {
+public:
+    explicit pages(std::size_t bytes) : bytes_(bytes) {
+#if defined(__linux__)
+        at_ = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (at_ == MAP_FAILED) std::abort();
+        ::madvise(at_, bytes, MADV_HUGEPAGE);
+#else
+        at_ = ::operator new(bytes);
+#endif
+    }
+    pages(const pages&) = delete;
+    ~pages() {
+#if defined(__linux__)
+        ::munmap(at_, bytes_);
+#else
+        ::operator delete(at_);
+#endif
+    }
+    template <class W>
+    tensor_view<W> view(idx rows, idx cols) const {
+        return {static_cast<W*>(at_), rows, cols};
+    }
+
+private:
+    std::size_t bytes_;
+    void* at_ = nullptr;
+};
+
+ngram_hash hash_of(idx least_rows) {
+    ngram_hash h;
+    const idx layer = 1;
+    make_ngram_hashes({.vocabulary = 98627, .least_rows = {least_rows}, .pad = 2}, {&layer, 1}, {&h, 1});
+    return h;
+}
+
+std::vector<token_id> random_ids(idx n, std::uint64_t key) {
+    std::vector<token_id> ids;
+    const random_source numbers(key);
+    for (idx i = 0; i < n; ++i) ids.push_back(static_cast<token_id>(numbers.bits(i) % 98627));
+    return ids;
+}
+
+constexpr idx n_lookup = 256; // tokens of a call: what is looked up stays in the cache
+
+// Sixteen heads as in Engram-27B.
+void hash_row() {
+    row("engram/hash/16heads", [](contest& c) {
+        struct data {
+            ngram_hash hash = hash_of(2262400);
+            std::vector<token_id> ids = random_ids(n_lookup, 1);
+            tensor<std::int32_t> rows{n_lookup, 16}, plain{n_lookup, 16};
+        };
+        auto& d = c.hold<data>();
+        c.tokens(n_lookup);
+        auto before = [](idx, idx) { return -1; };
+        c.ours([&d, before, ex = c.executor()] {
+            ngram_rows(d.hash, batch::one(n_lookup), d.ids.data(), before, d.rows.view(), ex);
+        });
+        auto loop = [&d] {
+            for (idx t = 0; t < n_lookup; ++t) {
+                std::uint64_t mix = 0;
+                for (idx k = 0; k < 3; ++k) {
+                    mix ^= static_cast<std::uint64_t>(t >= k ? d.ids[static_cast<std::size_t>(t - k)] : 2) *
+                           d.hash.multipliers[static_cast<std::size_t>(k)];
+                    for (idx j = 8 * (k - 1); j < 8 * k && k > 0; ++j) {
+                        const auto at = static_cast<std::size_t>(j);
+                        d.plain(t, j) = static_cast<std::int32_t>(
+                            static_cast<idx>(mix % static_cast<std::uint64_t>(d.hash.moduli[at])) +
+                            d.hash.first[at]);
+                    }
+                }
+            }
+        };
+        c.against("division", loop);
+        c.check(
+            "division",
+            [&d, loop] {
+                loop();
+                double wrong = 0;
+                for (idx i = 0; i < d.rows.size(); ++i) wrong += d.rows.data()[i] != d.plain.data()[i];
+                return wrong;
+            },
+            0);
+    });
+}
+
+// A loop that reads whole rows, and the scale of each where there is one, as early as it can and stores
+// nothing: the limit of random rows of this size.
+template <class W>
+float read_rows(const tensor_view<W>& t, const float* scale, const std::int32_t* rows, idx n) {
+    const idx bytes = t.cols() * static_cast<idx>(sizeof(W)), ahead = kernels::gather_ahead(bytes);
+    float sum = 0;
+    for (idx i = 0; i < n; ++i) {
+        const auto* later = reinterpret_cast<const char*>(t.row(rows[std::min(i + ahead, n - 1)]));
+        const auto* now = reinterpret_cast<const char*>(t.row(rows[i]));
+        if (scale != nullptr) __builtin_prefetch(scale + rows[std::min(i + ahead, n - 1)]);
+        if (scale != nullptr) sum += scale[rows[i]];
+        for (idx b = 0; b < bytes; b += 64) {
+            __builtin_prefetch(later + b);
+            sum += static_cast<float>(now[b]);
+        }
+    }
+    return sum;
+}
+
+// The width of a row is 80, as in Engram-27B; vs_random_rows is the share of the limit that is reached.
+template <class W>
+void lookup_row(const std::string& storage, idx n_rows, when w = when::always) {
+    std::string size = "1e" + std::to_string(std::to_string(n_rows).size() - 1);
+    row(
+        "engram/lookup/" + storage + "/rows:" + size,
+        [n_rows](contest& c) {
+            static constexpr idx width = 80, calls = 512;
+            struct data {
+                explicit data(idx n)
+                    : memory(static_cast<std::size_t>(n * width) * sizeof(W)),
+                      table(memory.view<W>(n, width)),
+                      scale(n, 1),
+                      y(n_lookup * 16, width) {
+                    for (idx i = 0; i < n; ++i) {
+                        for (idx j = 0; j < width; ++j) {
+                            const float x = static_cast<float>((i * 7 + j * 3) % 255 - 127);
+                            if constexpr (std::is_same_v<W, bf16>)
+                                table(i, j) = to_bf16(x);
+                            else
+                                table(i, j) = static_cast<W>(x);
+                        }
+                        scale(i, 0) = 1;
+                    }
+                    const random_source numbers(3);
+                    for (idx i = 0; i < calls * n_lookup * 16; ++i)
+                        rows.push_back(
+                            static_cast<std::int32_t>(numbers.bits(i) % static_cast<std::uint32_t>(n)));
+                }
+                std::span<const std::int32_t> part(idx& turn) const {
+                    return std::span(rows).subspan(static_cast<std::size_t>(turn++ % calls * n_lookup * 16),
+                                                   n_lookup * 16);
+                }
+                pages memory;
+                tensor_view<W> table;
+                tensor<float> scale, y;
+                std::vector<std::int32_t> rows;
+                idx call = 0, limit_call = calls / 2;
+                float sum = 0;
+            };
+            auto& d = c.hold<data>(n_rows);
+            c.tokens(n_lookup);
+            c.rows(n_lookup * 16);
+            auto run = [&d, ex = c.executor()] {
+                if constexpr (std::is_same_v<W, std::int8_t>)
+                    look_up<simd::native, float>(scaled_table<const std::int8_t>{d.table, d.scale.view()},
+                                                 d.part(d.call), d.y.view(), ex);
+                else
+                    look_up<simd::native, float>(d.table, d.part(d.call), d.y.view(), ex);
+            };
+            c.ours(run);
+            c.against("random_rows", [&d, ex = c.executor()] {
+                const auto rows = d.part(d.limit_call);
+                ex(static_cast<idx>(rows.size()), [&](idx begin, idx end, idx worker) {
+                    const float sum =
+                        read_rows(d.table, std::is_same_v<W, std::int8_t> ? d.scale.data() : nullptr,
+                                  rows.data() + begin, end - begin);
+                    if (worker == 0) d.sum += sum;
+                });
+            });
+            c.check(
+                "the formula",
+                [&d, run] {
+                    d.call = 0;
+                    run();
+                    double wrong = 0;
+                    for (idx i = 0; i < d.y.rows(); ++i)
+                        for (idx j = 0; j < width; ++j)
+                            wrong += d.y(i, j) !=
+                                     static_cast<float>(
+                                         (d.rows[static_cast<std::size_t>(i)] * idx{7} + j * 3) % 255 - 127);
+                    return wrong;
+                },
+                0);
+        },
+        w);
+}
+
+constexpr idx module_tokens = 512, module_calls = 16;
+
+// Hash and lookup as a fraction of the module without them; tables of 36 million rows in the paper are 3.6
+// here, which no cache holds either.
+void module_row(idx d_model, idx branches, idx d_memory) {
+    row("engram/module/f32/d:" + std::to_string(d_model) + ",M:" + std::to_string(branches), [=](contest& c) {
+        struct data {
+            data(idx d_model, idx branches, idx d_memory, idx workers)
+                : config{.d_model = d_model,
+                         .branches = branches,
+                         .d_memory = d_memory,
+                         .hash = hash_of(226240),
+                         .token_map = {}},
+                  table(static_cast<std::size_t>(config.hash.rows() * config.d_row()) * sizeof(float)),
+                  weights([this] {
+                      engram_config small = config;
+                      small.hash = hash_of(2);
+                      return small;
+                  }()) {
+                initialise(weights.view, config, random_source(1));
+                weights.view.table = table.view<float>(config.hash.rows(), config.d_row());
+                std::uint64_t seed = 1;
+                fill_uniform(weights.view.table, 0.02F, seed);
+                fill_uniform(weights.view.taps, 0.5F, ++seed);
+                x = uniform(module_tokens, config.d_stream(), 1, 5);
+                y = tensor<float>(module_tokens, config.d_stream());
+                memory = uniform(module_tokens, d_memory, 0.02F, 6);
+                const engram<float> layer(config, weights.view);
+                workspace = arena(layer.bytes({.max_rows = module_tokens, .workers = workers}).workspace);
+            }
+            engram_config config;
+            pages table;
+            owned_params<engram_params<float>> weights;
+            std::vector<token_id> ids = random_ids(module_tokens * module_calls, 9);
+            tensor<float> x, y, memory;
+            arena workspace;
+            idx call = 0;
+        };
+        auto& d = c.hold<data>(d_model, branches, d_memory, c.threads());
+        const engram<float> layer(d.config, d.weights.view);
+        c.tokens(module_tokens);
+        c.flops(layer.flops(module_tokens));
+        auto run = [&d, layer, ex = c.executor()] {
+            const auto ids = std::span(d.ids).subspan(
+                static_cast<std::size_t>(d.call++ % module_calls * module_tokens), module_tokens);
+            layer.forward(batch::one(ids), d.x, d.y.view(), nullptr, d.workspace, ex);
+        };
+        c.ours(run);
+        c.overhead_over([&d, ex = c.executor()] {
+            const arena::scope scope(d.workspace);
+            const auto& p = d.weights.view;
+            const auto w = memory_gate_weights<float>::make(
+                d.workspace, {p.key_scale, p.query_scale, p.value_scale, p.taps}, d.config.gate, d.config.eps,
+                d.config.convolution.eps, d.config.dilation(), ex);
+            const auto g = gated_memory<float>::take(d.workspace, module_tokens, d.config.branches,
+                                                     d.config.d_model, true);
+            matmul(in<float>(d.memory), p.w_kv, g.kv, {}, d.workspace, ex);
+            apply_memory_gate(
+                batch::one(module_tokens), w, in<float>(d.x), g,
+                [](idx, idx) -> const float* { return nullptr; }, d.y.view(), ex);
+        });
+        c.check(
+            "finite numbers",
+            [&d, run] {
+                run();
+                double wrong = 0;
+                for (idx i = 0; i < d.y.size(); ++i) wrong += std::isfinite(d.y.data()[i]) ? 0 : 1;
+                return wrong;
+            },
+            0);
+    });
+}
+
+const declare rows([] {
+    hash_row();
+    for (const idx n : {10'000, 100'000, 1'000'000, 10'000'000}) lookup_row<float>("f32", n);
+    for (const idx n : {10'000, 1'000'000, 10'000'000}) lookup_row<bf16>("bf16", n);
+    for (const idx n : {10'000, 1'000'000, 10'000'000}) lookup_row<std::int8_t>("int8", n);
+    lookup_row<bf16>("bf16", 100'000'000, when::full);
+    module_row(1024, 4, 1024);
+    module_row(1024, 1, 1024);
+    module_row(2560, 4, 1280);
+});
+
+} // namespace
