@@ -232,9 +232,9 @@ public:
         };
         const auto n = static_cast<idx>(experts_.size());
         detail::run_products<T>(
-            n, inner(all), inner, workspace, ex, [&](idx e, const auto& block, const auto& with) {
-                using block_type = typename decltype(inner(e))::block;
-                const block_type at{block.i, block.rows, block.j, block.cols};
+            n, inner(all), inner, workspace, ex, [&](idx e, const auto& task, const auto& with) {
+                using task_type = typename decltype(inner(e))::block;
+                const task_type at{task.i, task.rows, task.j, task.cols};
                 in<T> factor;
                 if (gated) {
                     up(e).multiply(at, {with.a, with.a_scratch, with.b_scratch});

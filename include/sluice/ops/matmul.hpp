@@ -96,9 +96,9 @@ void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tenso
     const auto first = detail::make_product<Arch>(x, w.gate, gate, {.bias = w.gate_bias});
     const auto second = detail::make_product<Arch>(x, w.up, up, {.bias = w.up_bias});
     if (y.empty()) return;
-    first.run(workspace, ex, [&](const auto& block, const auto& tools) {
-        second.multiply(block, {tools.a, tools.a_scratch, tools.b_scratch});
-        first.activate(block, w.act, up, y, w.form);
+    first.run(workspace, ex, [&](const auto& task, const auto& tools) {
+        second.multiply(task, {tools.a, tools.a_scratch, tools.b_scratch});
+        first.activate(task, w.act, up, y, w.form);
     });
 }
 
