@@ -81,10 +81,12 @@ SLUICE_INLINE void decode16(const S* from, float scale, T* to) {
         std::memcpy(&in, from, sizeof(in));
         const halves wider = __builtin_convertvector(in, halves);
         const words all = __builtin_convertvector(wider, words), magnitude = all & 0x7FU;
-        const floats subnormal = __builtin_convertvector((integers)magnitude, floats) * 0x1p-9F;
+        const floats subnormal =
+            __builtin_convertvector(reinterpret_cast<integers>(magnitude), floats) * 0x1p-9F;
         words small;
         std::memcpy(&small, &subnormal, sizeof(small));
-        const words is_normal = (words)(magnitude >= 8), is_nan = (words)(magnitude == 0x7FU);
+        const words is_normal = reinterpret_cast<words>(magnitude >= 8),
+                    is_nan = reinterpret_cast<words>(magnitude == 0x7FU);
         const words normal = ((magnitude << 20) + (120U << 23)) | (is_nan & 0x7FC00000U);
         const words bits = (all & 0x80U) << 24 | (normal & is_normal) | (small & ~is_normal);
         std::memcpy(&x, &bits, sizeof(x));
