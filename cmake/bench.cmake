@@ -6,7 +6,7 @@
 # Prints a table and writes bench.json into the build directory. Installs what is missing (Debian and Ubuntu;
 # elsewhere it says what to install). The libraries to compare with are optional: what cannot be had is
 # reported as absent. libtorch is used where it is found but not installed, as it takes gigabytes; Python's
-# package "torch" holds it (2.5 or newer).
+# package "torch" holds it (2.5 or newer). Nor is ggml, which few distributions have as a package.
 cmake_minimum_required(VERSION 3.22)
 include("${CMAKE_CURRENT_LIST_DIR}/setup.cmake")
 

@@ -280,13 +280,17 @@ void layer(const char* storage, const size& s, idx tokens, spread how = spread::
                 c.against(
                     "openblas", [&loop, ex] { openblas_one_thread(), loop.run(ex); }, loop.y, tolerance);
             }
-            if (const auto torch =
-                    libtorch_mixture({p.router, p.bias, p.gate_up, p.down, s.top_k}, c.threads())) {
+            const experts_of_tokens experts{p.router, p.bias, p.gate_up, p.down, s.top_k};
+            auto against = [&](const char* name, const mixture_call& theirs) {
+                if (!theirs) return;
                 auto& y = c.hold<tensor<float>>(tokens, s.d_model);
                 auto& calls = c.hold<idx>(0);
                 c.against(
-                    "libtorch", [&p, &y, &calls, torch] { torch(p.block(calls++), y.view()); }, y, tolerance);
-            }
+                    name, [&p, &y, &calls, theirs] { theirs(p.block(calls++), y.view()); }, y, tolerance);
+            };
+            against("libtorch", libtorch_mixture(experts, c.threads()));
+            against("ggml",
+                    ggml_mixture(experts, c.threads(), narrow ? expert_storage::bf16 : expert_storage::f32));
             if (narrow) {
                 auto& wide = c.hold<mixture<float>>(p, c.threads());
                 c.against(

@@ -270,7 +270,7 @@ std::vector<peer> peers() {
         std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." +
         std::to_string(EIGEN_MINOR_VERSION);
 #endif
-    return {{"Eigen", eigen_version}, openblas_peer(), onednn_peer(), torch_peer()};
+    return {{"Eigen", eigen_version}, openblas_peer(), onednn_peer(), torch_peer(), ggml_peer()};
 }
 
 void enter_peer_environment([[maybe_unused]] char** argv) {

@@ -70,12 +70,17 @@ struct experts_of_tokens {
     tensor_view<const float> gate_up, down; // n_experts * 2 * d_ff x d_model, n_experts * d_model x d_ff
     idx top_k;
 };
-// A call on x, whose result is y; empty where libtorch is absent.
+// A call on x, whose result is y; empty where the library is absent.
 using mixture_call = std::function<void(tensor_view<const float> x, tensor_view<float> y)>;
 
 call libtorch(const product& p, idx threads);
 call libtorch_attention(const attended& p, idx threads, torch_gqa form);
 mixture_call libtorch_mixture(const experts_of_tokens& p, idx threads);
+
+// The weights of experts are converted before the clock starts; the router is f32.
+enum class expert_storage { f32, bf16 };
+mixture_call ggml_mixture(const experts_of_tokens& p, idx threads, expert_storage storage);
+peer ggml_peer();
 
 // A language model of pre-norm blocks, by the names that our parameters have.
 struct dense_model {
