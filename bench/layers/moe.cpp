@@ -103,7 +103,7 @@ struct mixture {
     mixture(const problem& p_, idx workers)
         : p(p_),
           config(config_of(p.s)),
-          memory(counted([&](arena& a) { (void)params::bind(a, config); })),
+          memory(params_bytes<params>(config)),
           weights(packed_weights()),
           net(config, weights),
           workspace(net.bytes({.max_rows = p.tokens, .workers = workers}).workspace),
@@ -114,12 +114,6 @@ struct mixture {
         net.forward(batch::one(p.tokens), p.block(calls++), y.view(), nullptr, workspace, ex);
     }
 
-    template <class F>
-    static std::size_t counted(F&& bind) {
-        arena dry;
-        bind(dry);
-        return dry.bytes();
-    }
     params packed_weights() {
         const auto& [d, f, n, k] = p.s;
         const params out = params::bind(memory, config);
@@ -232,8 +226,7 @@ struct dense {
     dense(const problem& p_, idx workers)
         : p(p_),
           config{.d_model = p.s.d_model, .d_ff = p.s.d_ff * p.s.top_k},
-          memory(
-              mixture<W>::counted([&](arena& a) { (void)feed_forward_params<packed<W>>::bind(a, config); })),
+          memory(params_bytes<feed_forward_params<packed<W>>>(config)),
           weights(feed_forward_params<packed<W>>::bind(memory, config)),
           net(config, weights),
           workspace(net.bytes({.max_rows = p.tokens, .workers = workers}).workspace),

@@ -12,8 +12,6 @@
 #include "../ops/gather.hpp"
 #include "../ops/matmul.hpp"
 
-#include <bit>
-
 namespace sluice {
 
 // Who decides. top_k: the largest r of each sequence, the earlier of equal ones; looks at later tokens. The
@@ -257,10 +255,7 @@ private:
             const auto inner = workspace.take<T>(b.n_tokens, config_.predictor);
             predict(xs, inner, inner, scores, workspace, ex);
         } else if (!ex.dry()) {
-            // layers share the key of a batch: a weight tells them apart
-            const random_source numbers =
-                random_source(b.random_key)
-                    .split(std::bit_cast<std::uint64_t>(static_cast<double>(params_.w(0, 0))));
+            const random_source numbers(b.random_key);
             for (idx s = 0; s < b.n_sequences(); ++s)
                 for (idx i = 0; i < b.tokens(s); ++i) {
                     const idx position = b.position(s, b.original(s, i));

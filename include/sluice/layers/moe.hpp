@@ -193,7 +193,8 @@ public:
         const arena::scope scope(workspace);
         const idx n = b.rows(), k = config_.router.slots(), n_logits = config_.router.n_experts;
         record r = tape.pop_record<record>();
-        if (tape.dry()) r = counted(n);
+        arena taken;
+        if (const record shapes = counted(n, taken); tape.dry()) r = shapes;
         const idx rows = r.plan.n_rows();
         const bool on_input = config_.weight_on == router_weight_on::input;
         const inputs of = jittered(b, x, true, workspace, ex);
@@ -222,7 +223,7 @@ public:
         if (config_.router.noise.jitter > 0)
             jitter<T>(config_.router.noise.jitter, jitter_key(b), through_router, through_router, ex);
         if (!whole) add<Arch, T>(dx, through_router, dx, ex);
-        pop(tape, r);
+        tape.release(tape.used() - taken.used());
     }
 
     no_state bind_state(arena&, const limits&) const { return {}; }
@@ -266,30 +267,17 @@ private:
         if (config_.router.capacity.rule != capacity_rule::none) p.room = expert_capacity(config_.router, n);
         return p;
     }
-    // What a record is in a dry run: shapes.
-    record counted(idx n) const {
-        arena none;
+    // What the record of a dry run is, shapes, and what forward takes for any: all but what the shared expert
+    // keeps, which comes last.
+    record counted(idx n, arena& taken) const {
         dry_run nobody;
-        record r = take(n, true, none);
-        r.plan = plan_slots(r.indices, plan_room(n), none, nobody);
-        r.inner = experts().take(none, r.plan.most_rows, r.plan.n_rows());
-        r.out = {nullptr, r.plan.n_rows(), d_in()};
+        record r = take(n, true, taken);
+        r.plan = plan_slots(r.indices, plan_room(n), taken, nobody);
+        r.inner = experts().take(taken, r.plan.most_rows, r.plan.n_rows());
+        r.out = taken.take<T>(r.plan.n_rows(), d_in());
         r.shared = {nullptr, n, d_in()};
         r.opened = {nullptr, n, 1};
         return r;
-    }
-    // All but what the shared expert kept, the last first.
-    void pop(arena& tape, const record& r) const {
-        const auto& p = r.plan;
-        (void)tape.pop<T>(p.most_rows, d_in());
-        (void)experts().pop(tape, p.most_rows);
-        (void)tape.pop<std::int32_t>(p.most_rows), (void)tape.pop<std::int32_t>(p.most_rows);
-        (void)tape.pop<std::int32_t>(p.n_tokens * p.n_slots), (void)tape.pop<std::int32_t>(p.n_experts + 2);
-        (void)tape.pop<T>(p.n_tokens, p.n_slots), (void)tape.pop<std::int32_t>(p.n_tokens, p.n_slots);
-        const idx n_logits = config_.router.n_experts;
-        if (!r.spread.empty()) (void)tape.pop<T>(p.n_tokens, n_logits);
-        if (!r.noisy.empty()) (void)tape.pop<T>(p.n_tokens, n_logits);
-        (void)tape.pop<T>(p.n_tokens, n_logits);
     }
 
     static std::uint64_t jitter_key(const batch& b) { return random_source(b.random_key).split(0).key(); }
