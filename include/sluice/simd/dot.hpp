@@ -121,17 +121,12 @@ SLUICE_INLINE words<Arch> nibbles(words<Arch> a, bool upper) {
     return (upper ? a >> 4 : a) & words<Arch>(0x0F0F0F0F);
 }
 
-// The bits of one type as the other.
 template <class To, class From, class Arch>
 SLUICE_INLINE pack<To, Arch> bits_as(pack<From, Arch> a) {
     if constexpr (std::is_same_v<Arch, scalar>)
         return std::bit_cast<To>(a.v);
     else
-#if XSIMD_VERSION_MAJOR < 11
-        return xsimd::bitwise_cast<typename pack<To, Arch>::batch>(a.v);
-#else
-        return typename pack<To, Arch>::batch(xsimd::bitwise_cast<To>(a.v));
-#endif
+        return same_bits<To>(a.v);
 }
 
 // Integers below 2^22 as floats and back, halves to even: their bits in the fraction of 1.5 * 2^23.

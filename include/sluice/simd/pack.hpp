@@ -15,6 +15,16 @@
 
 namespace sluice::simd {
 
+// The bits of one register as another's.
+template <class To, class From, class A>
+SLUICE_INLINE xsimd::batch<To, A> same_bits(const xsimd::batch<From, A>& a) {
+#if XSIMD_VERSION_MAJOR < 11
+    return xsimd::bitwise_cast<xsimd::batch<To, A>>(a);
+#else
+    return xsimd::bitwise_cast<To>(a);
+#endif
+}
+
 template <class T, class Arch>
 class pack {
 public:
@@ -118,27 +128,15 @@ public:
 
     // a * 2^n, where n is the integer that the low bits of `shifted` hold (see exp); no overflow check.
     friend SLUICE_INLINE pack scale_by_bits(pack a, pack shifted) {
-        using integers = xsimd::batch<bits_type, arch>;
         constexpr int mantissa = std::numeric_limits<T>::digits - 1;
-#if XSIMD_VERSION_MAJOR < 11
-        const auto exponent = xsimd::bitwise_cast<integers>(shifted.v) << mantissa;
-        return xsimd::bitwise_cast<batch>(xsimd::bitwise_cast<integers>(a.v) + exponent);
-#else
-        const integers exponent = xsimd::bitwise_cast<bits_type>(shifted.v) << mantissa;
-        return batch(xsimd::bitwise_cast<T>(xsimd::bitwise_cast<bits_type>(a.v) + exponent));
-#endif
+        const auto exponent = same_bits<bits_type>(shifted.v) << mantissa;
+        return same_bits<T>(same_bits<bits_type>(a.v) + exponent);
     }
 
     // Of each float's bits the upper 16, or the lower 16 moved up; the rest zero.
     friend SLUICE_INLINE pack upper_halves(pack a, bool lower) requires(sizeof(T) == 4) {
-        using integers = xsimd::batch<bits_type, arch>;
-#if XSIMD_VERSION_MAJOR < 11
-        const auto bits = xsimd::bitwise_cast<integers>(a.v);
-        return xsimd::bitwise_cast<batch>(lower ? bits << 16 : bits & integers(-65536));
-#else
-        const integers bits = xsimd::bitwise_cast<bits_type>(a.v);
-        return batch(xsimd::bitwise_cast<T>(lower ? bits << 16 : bits & integers(-65536)));
-#endif
+        const auto bits = same_bits<bits_type>(a.v);
+        return same_bits<T>(lower ? bits << 16 : bits & xsimd::batch<bits_type, arch>(-65536));
     }
 
     // Lanes 0 and 1 exchanged, 2 and 3, and so on.
