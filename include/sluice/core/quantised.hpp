@@ -3,8 +3,8 @@
 // for which rows of x become bytes as well. packed<in_float<S>> has the same memory and float products.
 //
 // A panel holds 32 rows of W: first scales of whole rows, then, for each 32 columns of W, scales (and minima)
-// and codes. Codes of four columns lie side by side, for all rows in turn. Scales of rows i and i + 16 share
-// a 32-bit word. Columns beyond the last have any codes: x is zero there.
+// and codes. Codes of four columns lie side by side, for all rows in turn. Columns beyond
+// the last have any codes: x is zero there.
 #pragma once
 
 #include "packed.hpp"

@@ -148,12 +148,13 @@ template <class Arch, class S>
 void gemm_bytes::operator()(Arch, const gemm_bytes_args<S>& g) const {
     constexpr int rows = byte_tile_rows<S>(Arch{});
     constexpr idx cols = gemm_tile<float, Arch>::cols;
+    const idx height = g.m == 0 ? 1 : ceil_div(g.m, ceil_div(g.m, idx{rows})); // none much lower than others
     const std::byte *panel = g.panels, *head = g.heads;
     // panel by panel: its part of k stays in L1 while the rows pass
     for (idx j = 0; j < g.n; j += cols, panel += g.panel_stride, head += g.panel_stride) {
         const gemm_columns<Arch, float> at{j, std::min(cols, g.n - j)};
-        for (idx i = 0; i < g.m; i += rows) {
-            const idx n = std::min<idx>(rows, g.m - i);
+        for (idx i = 0; i < g.m; i += height) {
+            const idx n = std::min(height, g.m - i);
             if (at.width == cols)
                 gemm_bytes_rows<Arch, rows, true>(g, panel, head, i, n, at);
             else

@@ -18,14 +18,15 @@ template <class S>
 using widen_calls =
     simd::calls<simd::call<widen_panel<S>, const typename element_of<packed<S>>::type*, idx, idx, float*>>;
 
+// Columns `offset` onwards of either half of a panel's row.
 template <class Arch>
-SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_both(const bf16* word) {
-    return simd::load_pairs<Arch>(word);
+SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_both(const bf16* row, idx offset) {
+    return simd::load_pairs<Arch>(row + 2 * offset);
 }
 template <class Arch>
-SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_both(const half* word) {
-    const auto both = simd::load_words<Arch>(word);
-    return {simd::halves(both, false), simd::halves(both, true)};
+SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_both(const half* row, idx offset) {
+    return {simd::load_halves<Arch>(row + offset),
+            simd::load_halves<Arch>(row + gemm_tile<float, Arch>::half + offset)};
 }
 
 // Scales, or minima, of the columns of a tile.
@@ -33,8 +34,7 @@ template <class Arch, class S>
 SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_scales(const std::byte* at, idx offset) {
     constexpr idx half = gemm_tile<float, Arch>::half;
     if constexpr (panel_format<S>::half_scales) {
-        const auto both = simd::load_words<Arch>(at + 4 * offset);
-        return {simd::halves(both, false), simd::halves(both, true)};
+        return {simd::load_halves<Arch>(at + 2 * offset), simd::load_halves<Arch>(at + 2 * (half + offset))};
     } else {
         return {simd::bits_as<float>(simd::load_words<Arch>(at + 4 * offset)),
                 simd::bits_as<float>(simd::load_words<Arch>(at + 4 * (half + offset)))};
@@ -84,7 +84,7 @@ void widen_panel<S>::operator()(Arch, const typename element_of<packed<S>>::type
     } else {
         for (idx k = k0; k < k0 + n; ++k, out += cols)
             for (idx offset = 0; offset < half_cols; offset += P::size) {
-                const auto both = load_both<Arch>(panel + k * cols + 2 * offset);
+                const auto both = load_both<Arch>(panel + k * cols, offset);
                 both.low.store(out + offset);
                 both.high.store(out + half_cols + offset);
             }

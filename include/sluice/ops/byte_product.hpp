@@ -97,9 +97,18 @@ struct byte_product {
     }
 
     void multiply(const block& t, const tools& with) const {
-        const byte_rows rows = with.a.row_block(t.i, t.rows);
-        const idx n_blocks = ceil_div(k, format::block), step = few_rows() ? n_blocks : deep / format::block;
+        // few rows: one panel after another from end to end
+        const idx width = t.rows * k <= idx{1} << 18 ? cols : t.cols;
+        for (idx j = 0; j < t.cols; j += width)
+            columns({t.i, t.rows, t.j + j, std::min(width, t.cols - j)}, with.a);
+        if (act) activate_block<Arch, float>(t, *act, c, {}, c);
+    }
+
+private:
+    void columns(const block& t, const byte_rows& all) const {
+        const byte_rows rows = all.row_block(t.i, t.rows);
         const std::byte* head = b.data + t.j / cols * b.stride;
+        const idx n_blocks = ceil_div(k, format::block), step = few_rows() ? n_blocks : deep / format::block;
         idx at = 0;
         do { // once even for k = 0, which leaves the start
             const idx group = at * format::block / format::group;
@@ -128,10 +137,8 @@ struct byte_product {
             simd::invoke(Arch{}, kernels::gemm_bytes{}, g);
             at += step;
         } while (at < n_blocks);
-        if (act) activate_block<Arch, float>(t, *act, c, {}, c);
     }
 
-private:
     template <class F>
     void run_tasks(executor_ref ex, const F& then) const {
         const idx workers = ex.concurrency();

@@ -41,7 +41,7 @@ struct block_place {
           block(head + format::head + b * (format::block_head + format::codes)),
           row(r % format::rows) {}
 
-    std::byte* half_at(idx n) const { return block + 64 * n + row % 16 * 4 + row / 16 * 2; }
+    std::byte* half_at(idx n) const { return block + 64 * n + 2 * row; }
     std::byte* scale_at() const { return head + 4 * row; } // of the whole row
     std::byte* code_at(idx k) const {
         const idx line = format::bits == 8 ? k / 4 : k / 8;
@@ -149,7 +149,7 @@ void pack_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out) {
         detail::quantise_matrix<S>(w, out);
     } else {
         using T = compute_type<S>;
-        constexpr bool in_pairs = sizeof(S) == 2; // see core/packed.hpp
+        constexpr bool in_pairs = std::is_same_v<S, bf16>; // see core/packed.hpp
         constexpr idx cols = panel_cols<T>;
         for (idx j = 0; j < round_up(w.rows(), cols); ++j) {
             S* panel = out.data() + j / cols * out.panel_stride();
@@ -208,7 +208,7 @@ void unpack_row(const tensor_view<W>& w, idx r, compute_type<std::remove_const_t
     } else {
         constexpr idx cols = panel_cols<compute_type<S>>;
         const idx column = r % cols;
-        const idx at = sizeof(S) == 2 ? column % (cols / 2) * 2 + column / (cols / 2) : column;
+        const idx at = std::is_same_v<S, bf16> ? column % (cols / 2) * 2 + column / (cols / 2) : column;
         const S* panel = w.data() + r / cols * w.panel_stride();
         for (idx k = 0; k < w.cols(); ++k) {
             if constexpr (requires(S s) { to_float(s); })
