@@ -5,8 +5,15 @@
 
 namespace sluice::kernels {
 
-// How many rows ahead to prefetch: short rows need more of them in flight.
-constexpr idx gather_ahead(idx row_bytes) { return row_bytes <= 256 ? 16 : row_bytes <= 2048 ? 4 : 1; }
+// How many rows ahead to prefetch: 4 to 6 KB are in flight then (measured on Zen 5 for rows of 80 bytes to
+// 8 KB; half of it costs a tenth, a quarter a third).
+constexpr idx gather_ahead(idx row_bytes) {
+    return row_bytes <= 192 ? 32 : row_bytes <= 512 ? 16 : row_bytes <= 1024 ? 8 : row_bytes <= 4096 ? 4 : 2;
+}
+
+SLUICE_INLINE void prefetch_row(const void* row, idx bytes) {
+    for (idx b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(row) + b);
+}
 
 // y(i) = x(rows[i]) for n rows of `width` elements.
 struct gather_rows {
@@ -39,17 +46,23 @@ template <class Arch, class T>
 void gather_rows::operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width, T* y,
                              idx y_row) const {
     using P = simd::pack<T, Arch>;
-    const idx ahead = gather_ahead(width * static_cast<idx>(sizeof(T)));
-    for (idx i = 0; i < n; ++i) {
-        const T* from = x + rows[i] * x_row;
-        const T* later = x + rows[std::min(i + ahead, n - 1)] * x_row;
-        T* to = y + i * y_row;
-        simd::for_each_pack<P>(
-            width, [&](idx j, idx k) __attribute__((always_inline)) {
-                __builtin_prefetch(later + j);
-                P::load_partial(from + j, k).store_partial(to + j, k);
-            });
-    }
+    auto rows_of = [&](auto row_width) __attribute__((always_inline)) {
+        const idx bytes = row_width * static_cast<idx>(sizeof(T)), ahead = gather_ahead(bytes);
+        for (idx i = 0; i < std::min(ahead, n); ++i) prefetch_row(x + rows[i] * x_row, bytes);
+        T* to = y;
+        for (idx i = 0; i < n; ++i, to += y_row) {
+            if (i + ahead < n) prefetch_row(x + rows[i + ahead] * x_row, bytes);
+            const T* const from = x + rows[i] * x_row;
+            simd::for_each_pack<P>(
+                row_width, [&](idx j, idx k) __attribute__((always_inline)) {
+                    P::load_partial(from + j, k).store_partial(to + j, k);
+                });
+        }
+    };
+    if (width == 80) // of Engram-27B and 40B, whose tables may fit a cache: no loops over a row
+        rows_of(std::integral_constant<idx, 80>{});
+    else
+        rows_of(width);
 }
 
 template <class Arch, class T>

@@ -1,11 +1,13 @@
-// bf16, half and float. Widening is exact; narrowing rounds to nearest, halves to even, turns what is too
-// large into infinity and any NaN into a quiet one.
+// bf16, half, fp8, int8 and float. Widening is exact; narrowing rounds to nearest, halves to even, turns what
+// is too large into infinity and any NaN into a quiet one.
 #pragma once
 
 #include "pack.hpp"
 
 namespace sluice {
 
+constexpr float to_float(float x) { return x; }
+constexpr float to_float(std::int8_t x) { return static_cast<float>(x); }
 constexpr float to_float(bf16 x) { return std::bit_cast<float>(std::uint32_t{x.bits} << 16); }
 
 constexpr bf16 to_bf16(float x) {
@@ -57,6 +59,57 @@ SLUICE_INLINE pack_pair<pack<float, Arch>> load_pairs(const bf16* p) {
         const P both = P::load_bytes(p);
         return {upper_halves(both, true), upper_halves(both, false)};
     }
+}
+
+// A register of floats from as many smaller numbers.
+template <class Arch, class S>
+SLUICE_INLINE pack<float, Arch> widen(const S* p) {
+    using P = pack<float, Arch>;
+#if defined(__AVX512F__)
+    if constexpr (P::size == 16) {
+        if constexpr (sizeof(S) == 2) {
+            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+            if constexpr (std::is_same_v<S, half>) return typename P::batch(_mm512_cvtph_ps(x));
+            const __m512i words = _mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
+            return typename P::batch(_mm512_castsi512_ps(words));
+        } else if constexpr (std::is_same_v<S, std::int8_t> || std::is_same_v<S, f8_e4m3>) {
+            const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+            if constexpr (std::is_same_v<S, std::int8_t>)
+                return typename P::batch(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)));
+            // As halves, whose exponents begin 8 lower: those of subnormals come right by themselves. Of what
+            // is all ones only NaN is left.
+            const __m256i moved = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_cvtepu8_epi16(x), 8), 1);
+            const __m256i bits = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xBFFF)));
+            const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(bits, _mm256_set1_epi16(0x7FFF)),
+                                                   _mm256_set1_epi16(0x3F80));
+            const __m256i halves = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi16(0x7C00)));
+            return typename P::batch(_mm512_cvtph_ps(halves)) * P(256.0F);
+        }
+    }
+#endif
+#if defined(__AVX2__) && defined(__F16C__)
+    if constexpr (P::size == 8) {
+        if constexpr (sizeof(S) == 2) {
+            const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+            if constexpr (std::is_same_v<S, half>) return typename P::batch(_mm256_cvtph_ps(x));
+            const __m256i words = _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16);
+            return typename P::batch(_mm256_castsi256_ps(words));
+        } else if constexpr (std::is_same_v<S, std::int8_t> || std::is_same_v<S, f8_e4m3>) {
+            const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+            if constexpr (std::is_same_v<S, std::int8_t>)
+                return typename P::batch(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)));
+            const __m128i moved = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), x), 1);
+            const __m128i bits = _mm_and_si128(moved, _mm_set1_epi16(static_cast<short>(0xBFFF)));
+            const __m128i nan =
+                _mm_cmpeq_epi16(_mm_and_si128(bits, _mm_set1_epi16(0x7FFF)), _mm_set1_epi16(0x3F80));
+            const __m128i halves = _mm_or_si128(bits, _mm_and_si128(nan, _mm_set1_epi16(0x7C00)));
+            return typename P::batch(_mm256_cvtph_ps(halves)) * P(256.0F);
+        }
+    }
+#endif
+    float lanes[static_cast<std::size_t>(P::size)];
+    for (idx i = 0; i < P::size; ++i) lanes[i] = to_float(p[i]);
+    return P::load(lanes);
 }
 
 } // namespace sluice::simd
