@@ -8,7 +8,7 @@ namespace sluice::kernels {
 // How many rows ahead to prefetch: 4 to 6 KB are in flight then (measured on Zen 5 for rows of 80 bytes to
 // 8 KB; half of it costs a tenth, a quarter a third).
 constexpr idx gather_ahead(idx row_bytes) {
-    return row_bytes <= 192 ? 32 : row_bytes <= 512 ? 16 : row_bytes <= 1024 ? 8 : row_bytes <= 4096 ? 4 : 2;
+    return row_bytes <= 192 ? 32 : row_bytes <= 512 ? 16 : row_bytes <= 1024 ? 8 : row_bytes <= 4096 ? 4 : 1;
 }
 
 SLUICE_INLINE void prefetch_row(const void* row, idx bytes) {
@@ -51,10 +51,10 @@ void gather_rows::operator()(Arch, const T* x, idx x_row, const std::int32_t* ro
         for (idx i = 0; i < std::min(ahead, n); ++i) prefetch_row(x + rows[i] * x_row, bytes);
         T* to = y;
         for (idx i = 0; i < n; ++i, to += y_row) {
-            if (i + ahead < n) prefetch_row(x + rows[i + ahead] * x_row, bytes);
-            const T* const from = x + rows[i] * x_row;
+            const T *from = x + rows[i] * x_row, *later = x + rows[std::min(i + ahead, n - 1)] * x_row;
             simd::for_each_pack<P>(
                 row_width, [&](idx j, idx k) __attribute__((always_inline)) {
+                    __builtin_prefetch(later + j); // all of a long row at once takes longer
                     P::load_partial(from + j, k).store_partial(to + j, k);
                 });
         }
@@ -69,7 +69,7 @@ template <class Arch, class T>
 void gather_sum::operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width,
                             T* y) const {
     using P = simd::pack<T, Arch>;
-    const idx ahead = gather_ahead(width * static_cast<idx>(sizeof(T)));
+    const idx ahead = std::clamp<idx>(n / 2, 1, gather_ahead(width * static_cast<idx>(sizeof(T))));
     constexpr idx strip = 8 * P::size; // columns whose sums stay in registers
     for (idx j0 = 0; j0 < width; j0 += strip) {
         const idx columns = std::min(strip, width - j0);
