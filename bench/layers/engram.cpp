@@ -1,6 +1,7 @@
 // Engram: hashing, looking up rows of tables that do and do not fit the caches, and what both add to the time
 // of a module. Rows are those of random ids, so that nearly every one is a miss where the table is large.
 #include "support/contest.hpp"
+#include "support/peers.hpp"
 
 #include <sluice/layers/engram.hpp>
 #include <sluice/simd/convert.hpp>
@@ -191,9 +192,45 @@ struct lookup_data {
     tensor_view<float> scale;
     tensor<float> y;
     std::vector<std::int32_t> rows;
-    idx call = 0, read_call = calls / 3, store_call = 2 * calls / 3;
+    idx call = 0, peer_call = calls / 4, read_call = calls / 2, store_call = 3 * calls / 4;
     float sum = 0;
 };
+
+// Sums of the sixteen rows of a token: what libtorch calls an embedding bag.
+void bag_row(idx n_rows, const std::string& size) {
+    row("engram/bag/f32/rows:" + size, [n_rows](contest& c) {
+        struct data : lookup_data<float> {
+            using lookup_data<float>::lookup_data;
+            tensor<float> sums{n_lookup, width}, peer_sums{n_lookup, width};
+        };
+        auto& d = c.hold<data>(n_rows);
+        c.tokens(n_lookup);
+        c.rows(n_lookup * 16);
+        c.ours(
+            [&d, ex = c.executor()] { gather_sum<simd::native, float>(d.table, d.part(d.call), d.sums, ex); },
+            d.sums);
+        if (const bag_call f = libtorch_bags(d.table, c.threads()))
+            c.against(
+                "libtorch", [&d, f] { f(d.part(d.peer_call), d.peer_sums.view()); }, d.peer_sums, 1e-6);
+        c.check(
+            "its formula",
+            [&d] {
+                d.call = d.peer_call = 0;
+                gather_sum<simd::native, float>(d.table, d.part(d.call), d.sums, {});
+                double wrong = 0;
+                for (idx i = 0; i < n_lookup; ++i)
+                    for (idx j = 0; j < d.width; ++j) {
+                        float sum = 0;
+                        for (idx k = 0; k < 16; ++k)
+                            sum += d.value(d.rows[static_cast<std::size_t>(16 * i + k)], j);
+                        wrong += sum != d.sums(i, j);
+                    }
+                d.call = 0;
+                return wrong;
+            },
+            0);
+    });
+}
 
 // vs_random_rows: the share of what only reading such rows reaches; vs_rows_and_stores: of reading them and
 // storing as many numbers.
@@ -220,6 +257,9 @@ void lookup_row(const std::string& storage, idx n_rows, when w = when::always) {
                   [&d, ex = c.executor(), ahead = d.template best_distance<true>(c.executor())] {
                       d.template read<true>(d.store_call, ahead, ex);
                   });
+        if constexpr (std::is_same_v<W, float>)
+            if (const bag_call f = libtorch_bags(d.table, c.threads()))
+                c.against("libtorch", [&d, f] { f(d.part(d.peer_call), d.y.view()); });
         c.check(
             "the formula",
             [&d, run] {
@@ -315,6 +355,8 @@ const declare rows([] {
     for (const idx n : {10'000, 1'000'000, 10'000'000}) lookup_row<bf16>("bf16", n);
     for (const idx n : {10'000, 1'000'000, 10'000'000}) lookup_row<std::int8_t>("int8", n);
     lookup_row<bf16>("bf16", 100'000'000, when::full);
+    bag_row(1'000'000, "1e6");
+    bag_row(10'000'000, "1e7");
     module_row(1024, 4, 1024);
     module_row(1024, 1, 1024);
     module_row(2560, 4, 1280);

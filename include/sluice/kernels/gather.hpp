@@ -22,10 +22,11 @@ struct gather_rows {
                     idx y_row) const;
 };
 
-// y = sum over i of x(rows[i]), in order, for one output row.
+// y(i) = sum over j of x(rows[i n + j]), in order, for `outputs` rows.
 struct gather_sum {
     template <class Arch, class T>
-    void operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width, T* y) const;
+    void operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width, T* y, idx y_row,
+                    idx outputs) const;
 };
 
 // y = sum over i of w[i] x(rows[i]), in order, for one output row; negative rows are left out, and w null
@@ -40,7 +41,7 @@ template <class T>
 using gather_calls =
     simd::calls<simd::call<gather_weighted, const T*, idx, const std::int32_t*, const T*, idx, idx, T*>,
                 simd::call<gather_rows, const T*, idx, const std::int32_t*, idx, idx, T*, idx>,
-                simd::call<gather_sum, const T*, idx, const std::int32_t*, idx, idx, T*>>;
+                simd::call<gather_sum, const T*, idx, const std::int32_t*, idx, idx, T*, idx, idx>>;
 
 template <class Arch, class T>
 void gather_rows::operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width, T* y,
@@ -65,35 +66,65 @@ void gather_rows::operator()(Arch, const T* x, idx x_row, const std::int32_t* ro
         rows_of(width);
 }
 
-template <class Arch, class T>
-void gather_sum::operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width,
-                            T* y) const {
+// Rows of exactly R registers, so that their sums stay there; those of later outputs are asked for as well.
+template <int R, class Arch, class T>
+SLUICE_INLINE void sum_short_rows(const T* x, idx x_row, const std::int32_t* rows, idx n, T* y, idx y_row,
+                                  idx outputs) {
     using P = simd::pack<T, Arch>;
-    const idx ahead = std::clamp<idx>(n / 2, 1, gather_ahead(width * static_cast<idx>(sizeof(T))));
-    constexpr idx strip = 8 * P::size; // columns whose sums stay in registers
-    for (idx j0 = 0; j0 < width; j0 += strip) {
-        const idx columns = std::min(strip, width - j0);
-        P sums[8];
-        for (idx i = 0; i < n; ++i) {
-            const T* from = x + rows[i] * x_row + j0;
-            const T* later = x + rows[std::min(i + ahead, n - 1)] * x_row + j0;
-            if (columns == strip) {
-#pragma GCC unroll 8
-                for (int v = 0; v < 8; ++v) {
-                    __builtin_prefetch(later + v * P::size);
-                    sums[v] = sums[v] + P::load(from + v * P::size);
-                }
-            } else {
-                simd::for_each_pack<P>(columns, [&](idx j, idx k) {
-                    __builtin_prefetch(later + j);
-                    P& sum = sums[j / P::size];
-                    sum = sum + P::load_partial(from + j, k);
-                });
-            }
+    constexpr idx bytes = R * P::size * static_cast<idx>(sizeof(T)), ahead = gather_ahead(bytes);
+    const idx all = n * outputs;
+    for (idx i = 0; i < std::min(ahead, all); ++i) prefetch_row(x + rows[i] * x_row, bytes);
+    idx i = 0;
+    for (idx o = 0; o < outputs; ++o, y += y_row) {
+        P sums[std::size_t{R}];
+        for (const idx end = i + n; i < end; ++i) {
+            const T *from = x + rows[i] * x_row, *later = x + rows[std::min(i + ahead, all - 1)] * x_row;
+            prefetch_row(later, bytes);
+            simd::unrolled<R>([&](auto v) __attribute__((always_inline)) {
+                sums[v] = sums[v] + P::load(from + v * P::size);
+            });
         }
-        simd::for_each_pack<P>(columns,
-                               [&](idx j, idx k) { sums[j / P::size].store_partial(y + j0 + j, k); });
+        simd::unrolled<R>([&](auto v) __attribute__((always_inline)) { sums[v].store(y + v * P::size); });
     }
+}
+
+template <class Arch, class T>
+void gather_sum::operator()(Arch, const T* x, idx x_row, const std::int32_t* rows, idx n, idx width, T* y,
+                            idx y_row, idx outputs) const {
+    using P = simd::pack<T, Arch>;
+    constexpr idx strip = 8 * P::size; // columns whose sums stay in registers
+    bool done = false;
+    simd::unrolled<8>([&](auto r) __attribute__((always_inline)) {
+        if (width != (r + 1) * P::size) return;
+        sum_short_rows<r + 1, Arch>(x, x_row, rows, n, y, y_row, outputs);
+        done = true;
+    });
+    if (done) return;
+    const idx ahead = std::clamp<idx>(n / 2, 1, gather_ahead(width * static_cast<idx>(sizeof(T))));
+    for (idx o = 0; o < outputs; ++o, rows += n, y += y_row)
+        for (idx j0 = 0; j0 < width; j0 += strip) {
+            const idx columns = std::min(strip, width - j0);
+            P sums[8];
+            for (idx i = 0; i < n; ++i) {
+                const T* from = x + rows[i] * x_row + j0;
+                const T* later = x + rows[std::min(i + ahead, n - 1)] * x_row + j0;
+                if (columns == strip) {
+#pragma GCC unroll 8
+                    for (int v = 0; v < 8; ++v) {
+                        __builtin_prefetch(later + v * P::size);
+                        sums[v] = sums[v] + P::load(from + v * P::size);
+                    }
+                } else {
+                    simd::for_each_pack<P>(columns, [&](idx j, idx k) {
+                        __builtin_prefetch(later + j);
+                        P& sum = sums[j / P::size];
+                        sum = sum + P::load_partial(from + j, k);
+                    });
+                }
+            }
+            simd::for_each_pack<P>(columns,
+                                   [&](idx j, idx k) { sums[j / P::size].store_partial(y + j0 + j, k); });
+        }
 }
 
 template <class Arch, class T>

@@ -212,22 +212,12 @@ void prefetch_rows(const Table& t, std::span<const std::int32_t> rows) {
     }
 }
 
-namespace detail {
-
-inline void check_table_rows(std::span<const std::int32_t> rows, idx n_rows) {
-    std::uint32_t most = 0; // one comparison, that registers hold many of; a negative row is large
-    for (const std::int32_t r : rows) most = std::max(most, static_cast<std::uint32_t>(r));
-    if (!rows.empty() && static_cast<idx>(most) >= n_rows) check_rows(rows, n_rows, "look_up");
-}
-
-} // namespace detail
-
 // y(i) = row rows[i] of the table, decoded: y (rows, cols). Rows are checked always.
 template <class Arch = simd::native, class T, class Table>
 void look_up(const Table& t, std::span<const std::int32_t> rows, tensor_view<T> y, executor_ref ex) {
     if (ex.dry()) return;
     require_shape(y, static_cast<idx>(rows.size()), t.cols(), "look_up", "y");
-    detail::check_table_rows(rows, t.rows());
+    check_rows(rows, t.rows(), "look_up");
     if constexpr (requires { t.template look_up<Arch>(rows, y, ex); }) {
         t.template look_up<Arch>(rows, y, ex);
     } else if constexpr (requires { t.parts; }) {
