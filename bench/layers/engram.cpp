@@ -209,6 +209,9 @@ void bag_row(idx n_rows, const std::string& size) {
         c.ours(
             [&d, ex = c.executor()] { gather_sum<simd::native, float>(d.table, d.part(d.call), d.sums, ex); },
             d.sums);
+        c.against("random_rows", [&d, ex = c.executor(), ahead = d.best_distance<false>(c.executor())] {
+            d.read<false>(d.read_call, ahead, ex);
+        });
         if (const bag_call f = libtorch_bags(d.table, c.threads()))
             c.against(
                 "libtorch", [&d, f] { f(d.part(d.peer_call), d.peer_sums.view()); }, d.peer_sums, 1e-6);
