@@ -122,9 +122,9 @@ std::uint32_t widened_wrongly(std::uint32_t n) {
         sluice::simd::widen<Arch>(in.data() + i).store(got);
         for (idx k = 0; k < P::size; ++k) {
             const float want = to_float(in[i + static_cast<std::size_t>(k)]);
-            const bool same = std::isnan(want) ? std::isnan(got[k])
-                                               : std::bit_cast<std::uint32_t>(got[k]) ==
-                                                     std::bit_cast<std::uint32_t>(want);
+            const bool same =
+                std::isnan(want) ? std::isnan(got[k])
+                                 : std::bit_cast<std::uint32_t>(got[k]) == std::bit_cast<std::uint32_t>(want);
             wrong += same ? 0 : 1;
         }
     }
@@ -153,4 +153,21 @@ TEST_CASE("convert: powers of two and numbers of eight bits") {
         CHECK(to_float(sluice::f8_e4m3{static_cast<std::uint8_t>(i + 128)}) == -want);
     }
     CHECK(std::isnan(to_float(sluice::f8_e4m3{127})));
+}
+
+TEST_CASE("convert: to_f8_e4m3 gives the nearest value, of two the even one, and at most 448") {
+    using sluice::f8_e4m3;
+    using sluice::to_f8_e4m3;
+    for (std::uint32_t i = 0; i < 256; ++i)
+        if (i % 128 != 127) CHECK(to_f8_e4m3(to_float(f8_e4m3{static_cast<std::uint8_t>(i)})).bits == i);
+    for (std::uint32_t i = 0; i < 126; ++i) {
+        const float low = to_float(f8_e4m3{static_cast<std::uint8_t>(i)}),
+                    high = to_float(f8_e4m3{static_cast<std::uint8_t>(i + 1)}), middle = (low + high) / 2;
+        CHECK(to_f8_e4m3(std::nextafter(middle, 0.0F)).bits == i);
+        CHECK(to_f8_e4m3(middle).bits == i + i % 2);
+        CHECK(to_f8_e4m3(-std::nextafter(middle, 1e9F)).bits == i + 1 + 128);
+    }
+    for (const float x : {449.0F, 464.0F, 1e30F, std::numeric_limits<float>::infinity()})
+        CHECK(to_f8_e4m3(x).bits == 0x7E);
+    CHECK(to_f8_e4m3(std::nanf("")).bits == 0x7F);
 }

@@ -40,6 +40,22 @@ constexpr half to_half(float x) {
     return make(std::bit_cast<std::uint32_t>(shifted) - 0x3F000000U);
 }
 
+// The largest is 448, and so is what would be larger.
+constexpr f8_e4m3 to_f8_e4m3(float x) {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    const auto sign = static_cast<std::uint8_t>(bits >> 24 & 0x80U);
+    const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
+    auto make = [sign](std::uint32_t rest) { return f8_e4m3{static_cast<std::uint8_t>(sign | rest)}; };
+    if (magnitude > 0x7F800000U) return make(0x7FU);
+    if (magnitude >= 0x43E00000U) return make(0x7EU); // 448
+    if (magnitude >= 0x3C800000U) {                   // normal
+        const std::uint32_t moved = magnitude - (120U << 23);
+        return make((moved + 0x7FFFFU + (moved >> 20 & 1U)) >> 20);
+    }
+    const float shifted = std::bit_cast<float>(magnitude) + 16384.0F; // as above
+    return make(std::bit_cast<std::uint32_t>(shifted) - 0x46800000U);
+}
+
 } // namespace sluice
 
 namespace sluice::simd {
