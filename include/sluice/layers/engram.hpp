@@ -179,8 +179,9 @@ public:
         const auto ids = workspace.take<std::int32_t>(1, b.n_tokens);
         find_rows(b, state, ids, plan, ex);
     }
-    void prefetch(const tensor_view<const std::int32_t>& plan) const {
-        prefetch_rows(params_.table, {plan.data(), static_cast<std::size_t>(plan.size())});
+    // Returns at once; rows of a file are read meanwhile.
+    void prefetch(const tensor_view<const std::int32_t>& plan, executor_ref ex = {}) const {
+        prefetch_rows(params_.table, {plan.data(), static_cast<std::size_t>(plan.size())}, ex);
     }
 
     // Every sequence from its first token. The tape keeps all but the convolution's result.

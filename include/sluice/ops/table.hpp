@@ -2,7 +2,7 @@
 // the gradient of a table, which holds the rows that were touched and no others.
 //
 // A table is a view: a tensor_view, scaled_table, sharded_table, or a class with the members rows(), cols(),
-// prefetch(rows) and look_up<Arch>(rows, y, ex), such as io::table_file.
+// prefetch(rows, ex) and look_up<Arch>(rows, y, ex), such as table_ring.
 #pragma once
 
 #include "../core/params.hpp"
@@ -187,9 +187,9 @@ inline namespace SLUICE_ISA {
 
 // Asks for the cache lines of rows that look_up will want soon. Not more than fit the cache.
 template <class Table>
-void prefetch_rows(const Table& t, std::span<const std::int32_t> rows) {
-    if constexpr (requires { t.prefetch(rows); }) {
-        t.prefetch(rows);
+void prefetch_rows(const Table& t, std::span<const std::int32_t> rows, executor_ref ex = {}) {
+    if constexpr (requires { t.prefetch(rows, ex); }) {
+        t.prefetch(rows, ex);
     } else if constexpr (requires { t.elements; }) {
         prefetch_rows(t.elements, rows);
         prefetch_rows(t.scale, rows);

@@ -50,18 +50,23 @@ public:
     idx asked() const { return counts_->asked; }
     idx reads() const { return counts_->reads; }
 
-    // Starts reads of rows that are not here, each once, without waiting for them.
-    void prefetch(std::span<const std::int32_t> rows) const {
+    // Starts reads of rows that are not here, each once, without waiting for them; workers share out the
+    // asking, which takes some microseconds for each.
+    void prefetch(std::span<const std::int32_t> rows, executor_ref ex = {}) const {
         check_rows(rows, this->rows(), "table_ring");
         constexpr std::size_t some = 512, cells = 4 * some; // of more, a row may be asked for again
         for (std::size_t begin = 0; begin < rows.size(); begin += some) {
-            std::int32_t seen[cells];
+            std::int32_t seen[cells], wanted[some];
             std::fill_n(seen, cells, -1);
+            idx n = 0;
             for (const std::int32_t row : rows.subspan(begin, std::min(some, rows.size() - begin))) {
                 std::size_t cell = mixed(row) % cells;
                 while (seen[cell] >= 0 && seen[cell] != row) cell = (cell + 1) % cells;
-                if (std::exchange(seen[cell], row) != row && find(row) < 0) source_->advise(row);
+                if (std::exchange(seen[cell], row) != row && find(row) < 0) wanted[n++] = row;
             }
+            ex(n, [&](idx first, idx last, idx) {
+                for (idx i = first; i < last; ++i) source_->advise(wanted[i]);
+            });
         }
     }
 
