@@ -18,10 +18,13 @@ constexpr bf16 to_bf16(float x) {
 
 constexpr float to_float(half x) {
     const std::uint32_t sign = std::uint32_t{x.bits & 0x8000U} << 16, magnitude = x.bits & 0x7FFFU;
-    if (magnitude >= 0x7C00U) return std::bit_cast<float>(sign | 0x7F800000U | (magnitude & 0x3FFU) << 13);
-    if (magnitude >= 0x400U) return std::bit_cast<float>(sign | ((magnitude << 13) + (112U << 23)));
-    const float small = static_cast<float>(magnitude) * 0x1p-24F; // subnormal, or zero
-    return sign != 0 ? -small : small;
+    // no branches: compilers make registers of loops
+    const float small =
+        static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24F; // subnormal, or zero
+    const std::uint32_t infinite = 0x7F800000U | (magnitude & 0x3FFU) << 13,
+                        normal = (magnitude << 13) + (112U << 23),
+                        number = magnitude >= 0x400U ? normal : std::bit_cast<std::uint32_t>(small);
+    return std::bit_cast<float>(sign | (magnitude >= 0x7C00U ? infinite : number));
 }
 
 constexpr half to_half(float x) {
