@@ -6,9 +6,9 @@
 
 namespace sluice {
 
-constexpr float to_float(float x) { return x; }
-constexpr float to_float(std::int8_t x) { return static_cast<float>(x); }
-constexpr float to_float(bf16 x) { return std::bit_cast<float>(std::uint32_t{x.bits} << 16); }
+SLUICE_INLINE constexpr float to_float(float x) { return x; }
+SLUICE_INLINE constexpr float to_float(std::int8_t x) { return static_cast<float>(x); }
+SLUICE_INLINE constexpr float to_float(bf16 x) { return std::bit_cast<float>(std::uint32_t{x.bits} << 16); }
 
 constexpr bf16 to_bf16(float x) {
     const auto bits = std::bit_cast<std::uint32_t>(x);
@@ -16,7 +16,7 @@ constexpr bf16 to_bf16(float x) {
     return {static_cast<std::uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16)};
 }
 
-constexpr float to_float(half x) {
+SLUICE_INLINE constexpr float to_float(half x) {
     const std::uint32_t sign = std::uint32_t{x.bits & 0x8000U} << 16, magnitude = x.bits & 0x7FFFU;
     // no branches: compilers make registers of loops
     const float small =
@@ -106,24 +106,27 @@ SLUICE_INLINE pack<float, Arch> widen(const S* p) {
         }
     }
 #endif
+#if defined(__AVX2__)
+    if constexpr (P::size == 8 && std::is_same_v<S, bf16>) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        const __m256i words = _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16);
+        return typename P::batch(_mm256_castsi256_ps(words));
+    } else if constexpr (P::size == 8 && std::is_same_v<S, std::int8_t>) {
+        const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+        return typename P::batch(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)));
+    }
+#endif
 #if defined(__AVX2__) && defined(__F16C__)
-    if constexpr (P::size == 8) {
-        if constexpr (sizeof(S) == 2) {
-            const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-            if constexpr (std::is_same_v<S, half>) return typename P::batch(_mm256_cvtph_ps(x));
-            const __m256i words = _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16);
-            return typename P::batch(_mm256_castsi256_ps(words));
-        } else if constexpr (std::is_same_v<S, std::int8_t> || std::is_same_v<S, f8_e4m3>) {
-            const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-            if constexpr (std::is_same_v<S, std::int8_t>)
-                return typename P::batch(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)));
-            const __m128i moved = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), x), 1);
-            const __m128i bits = _mm_and_si128(moved, _mm_set1_epi16(static_cast<short>(0xBFFF)));
-            const __m128i nan =
-                _mm_cmpeq_epi16(_mm_and_si128(bits, _mm_set1_epi16(0x7FFF)), _mm_set1_epi16(0x3F80));
-            const __m128i halves = _mm_or_si128(bits, _mm_and_si128(nan, _mm_set1_epi16(0x7C00)));
-            return typename P::batch(_mm256_cvtph_ps(halves)) * P(256.0F);
-        }
+    if constexpr (P::size == 8 && std::is_same_v<S, half>) {
+        return typename P::batch(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    } else if constexpr (P::size == 8 && std::is_same_v<S, f8_e4m3>) {
+        const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+        const __m128i moved = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), x), 1);
+        const __m128i bits = _mm_and_si128(moved, _mm_set1_epi16(static_cast<short>(0xBFFF)));
+        const __m128i nan =
+            _mm_cmpeq_epi16(_mm_and_si128(bits, _mm_set1_epi16(0x7FFF)), _mm_set1_epi16(0x3F80));
+        const __m128i halves = _mm_or_si128(bits, _mm_and_si128(nan, _mm_set1_epi16(0x7C00)));
+        return typename P::batch(_mm256_cvtph_ps(halves)) * P(256.0F);
     }
 #endif
     float lanes[static_cast<std::size_t>(P::size)];
