@@ -46,10 +46,17 @@ foreach(target IN LISTS targets)
     endif()
     message("${target}: ${seconds} s")
     file(MAKE_DIRECTORY "${work}/${target}/corpus")
+    # For io/vocabulary; without it the target does nothing.
+    set(libraries "")
+    execute_process(COMMAND "${clang}" ${includes} -E -x c++ -include unicode/unorm2.h /dev/null
+        RESULT_VARIABLE absent OUTPUT_QUIET ERROR_QUIET)
+    if(absent EQUAL 0 AND target STREQUAL "vocabulary")
+        set(libraries -licuuc)
+    endif()
     # Assertions are off: hostile bytes must be safe without them.
     execute_process(COMMAND "${clang}" -std=c++20 -O1 -g -DNDEBUG ${includes}
         -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-        "${sources}/${target}.cpp" -o "${work}/${target}/run" RESULT_VARIABLE status)
+        "${sources}/${target}.cpp" ${libraries} -o "${work}/${target}/run" RESULT_VARIABLE status)
     if(NOT status EQUAL 0)
         message(FATAL_ERROR "${target} does not compile; the reason is above.")
     endif()

@@ -1,6 +1,7 @@
 // Engram: hashing, looking up rows of tables that do and do not fit the caches, and what both add to the time
 // of a module. Rows are those of random ids, so that nearly every one is a miss where the table is large.
 #include "support/contest.hpp"
+#include "support/peers.hpp"
 
 #include <sluice/layers/engram.hpp>
 #include <sluice/simd/convert.hpp>
@@ -61,7 +62,7 @@ std::vector<token_id> random_ids(idx n, std::uint64_t key) {
     return ids;
 }
 
-constexpr idx n_lookup = 256; // tokens of a call: what is looked up stays in the cache
+constexpr idx n_lookup = 64; // tokens of a call: what is looked up (330 KB) stays in the second cache
 
 // Sixteen heads as in Engram-27B.
 void hash_row() {
@@ -105,101 +106,176 @@ void hash_row() {
     });
 }
 
-// A loop that reads whole rows, and the scale of each where there is one, as early as it can and stores
-// nothing: the limit of random rows of this size.
-template <class W>
-float read_rows(const tensor_view<W>& t, const float* scale, const std::int32_t* rows, idx n) {
-    const idx bytes = t.cols() * static_cast<idx>(sizeof(W)), ahead = kernels::gather_ahead(bytes);
-    float sum = 0;
+constexpr idx lookup_width = 80; // as in Engram-27B
+
+// The limits of random rows of a table: all bytes of each read and added up as they are, and the scale where
+// there is one, so many rows ahead as suits the machine best; with `Stores`, a row of floats is written for
+// each as well, which looking up cannot do without.
+template <class W, bool Stores>
+float read_rows(const W* table, const float* scale, float* y, idx ahead, std::span<const std::int32_t> rows) {
+    using P = simd::pack<float, simd::native>;
+    constexpr idx row_bytes = lookup_width * static_cast<idx>(sizeof(W));
+    constexpr idx step = P::size * static_cast<idx>(sizeof(float));
+    const auto n = static_cast<idx>(rows.size());
+    P sums[4];
+    float scales = 0;
     for (idx i = 0; i < n; ++i) {
-        const auto* later = reinterpret_cast<const char*>(t.row(rows[std::min(i + ahead, n - 1)]));
-        const auto* now = reinterpret_cast<const char*>(t.row(rows[i]));
-        if (scale != nullptr) __builtin_prefetch(scale + rows[std::min(i + ahead, n - 1)]);
-        if (scale != nullptr) sum += scale[rows[i]];
-        for (idx b = 0; b < bytes; b += 64) {
-            __builtin_prefetch(later + b);
-            sum += static_cast<float>(now[b]);
-        }
+        const idx later = rows[static_cast<std::size_t>(std::min(i + ahead, n - 1))];
+        kernels::prefetch_row(table + later * lookup_width, row_bytes);
+        if (scale != nullptr) __builtin_prefetch(scale + later);
+        const idx now = rows[static_cast<std::size_t>(i)];
+        const auto* const row = reinterpret_cast<const char*>(table + now * lookup_width);
+        simd::unrolled<static_cast<int>(ceil_div(row_bytes, step))>([&](auto k) {
+            sums[k % 4] = sums[k % 4] + P::load_bytes(row + std::min<idx>(k * step, row_bytes - step));
+        });
+        if (scale != nullptr) scales += scale[now];
+        if constexpr (Stores)
+            simd::unrolled<static_cast<int>(lookup_width / P::size)>(
+                [&](auto k) { sums[k % 4].store(y + i * lookup_width + k * P::size); });
     }
-    return sum;
+    return scales + (sums[0] + sums[1] + sums[2] + sums[3]).sum();
 }
 
-// The width of a row is 80, as in Engram-27B; vs_random_rows is the share of the limit that is reached.
+template <class W>
+struct lookup_data {
+    static constexpr idx width = lookup_width, calls = 512;
+
+    explicit lookup_data(idx n)
+        : memory(static_cast<std::size_t>(n * width) * sizeof(W)),
+          scales(static_cast<std::size_t>(n) * sizeof(float)),
+          table(memory.view<W>(n, width)),
+          scale(scales.view<float>(n, 1)),
+          y(n_lookup * 16, width) {
+        for (idx i = 0; i < n; ++i) {
+            for (idx j = 0; j < width; ++j) {
+                if constexpr (std::is_same_v<W, bf16>)
+                    table(i, j) = to_bf16(value(i, j));
+                else
+                    table(i, j) = static_cast<W>(value(i, j));
+            }
+            scale(i, 0) = 1;
+        }
+        const random_source numbers(3);
+        for (idx i = 0; i < calls * n_lookup * 16; ++i)
+            rows.push_back(static_cast<std::int32_t>(numbers.bits(i) % static_cast<std::uint32_t>(n)));
+    }
+    static float value(idx i, idx j) { return static_cast<float>((i * 7 + j * 3) % 255 - 127); }
+    std::span<const std::int32_t> part(idx& turn) const {
+        return std::span(rows).subspan(static_cast<std::size_t>(turn++ % calls * n_lookup * 16),
+                                       n_lookup * 16);
+    }
+    template <bool Stores>
+    void read(idx& turn, idx ahead, executor_ref ex) {
+        const auto all = part(turn);
+        const float* const one = std::is_same_v<W, std::int8_t> ? scale.data() : nullptr;
+        ex(static_cast<idx>(all.size()), [&](idx begin, idx end, idx) {
+            const auto mine =
+                all.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+            float some = read_rows<W, Stores>(table.data(), one, y.row(begin), ahead, mine);
+            benchmark::DoNotOptimize(some);
+        });
+    }
+    template <bool Stores>
+    idx best_distance(executor_ref ex) {
+        idx best = 0, turn = 0;
+        double least = 1e9;
+        for (const idx ahead : {8, 16, 32, 64}) {
+            const double took = seconds_of([&] { read<Stores>(turn, ahead, ex); }, 64);
+            if (took < least) best = ahead;
+            least = std::min(least, took);
+        }
+        return best;
+    }
+
+    pages memory, scales;
+    tensor_view<W> table;
+    tensor_view<float> scale;
+    tensor<float> y;
+    std::vector<std::int32_t> rows;
+    idx call = 0, peer_call = calls / 4, read_call = calls / 2, store_call = 3 * calls / 4;
+};
+
+// Sums of the sixteen rows of a token: what libtorch calls an embedding bag.
+void bag_row(idx n_rows, const std::string& size) {
+    row("engram/bag/f32/rows:" + size, [n_rows](contest& c) {
+        struct data : lookup_data<float> {
+            using lookup_data<float>::lookup_data;
+            tensor<float> sums{n_lookup, width}, peer_sums{n_lookup, width};
+        };
+        auto& d = c.hold<data>(n_rows);
+        c.tokens(n_lookup);
+        c.rows(n_lookup * 16);
+        c.ours(
+            [&d, ex = c.executor()] { gather_sum<simd::native, float>(d.table, d.part(d.call), d.sums, ex); },
+            d.sums);
+        c.against("random_rows", [&d, ex = c.executor(), ahead = d.best_distance<false>(c.executor())] {
+            d.read<false>(d.read_call, ahead, ex);
+        });
+        if (const bag_call f = libtorch_bags(d.table, c.threads()))
+            c.against(
+                "libtorch", [&d, f] { f(d.part(d.peer_call), d.peer_sums.view()); }, d.peer_sums, 1e-6);
+        c.check(
+            "its formula",
+            [&d] {
+                d.call = d.peer_call = 0;
+                gather_sum<simd::native, float>(d.table, d.part(d.call), d.sums, {});
+                double wrong = 0;
+                for (idx i = 0; i < n_lookup; ++i)
+                    for (idx j = 0; j < d.width; ++j) {
+                        float sum = 0;
+                        for (idx k = 0; k < 16; ++k)
+                            sum += d.value(d.rows[static_cast<std::size_t>(16 * i + k)], j);
+                        wrong += sum != d.sums(i, j);
+                    }
+                d.call = 0;
+                return wrong;
+            },
+            0);
+    });
+}
+
+// vs_random_rows: the share of what only reading such rows reaches; vs_rows_and_stores: of reading them and
+// storing as many numbers.
 template <class W>
 void lookup_row(const std::string& storage, idx n_rows, when w = when::always) {
-    std::string size = "1e" + std::to_string(std::to_string(n_rows).size() - 1);
-    row(
-        "engram/lookup/" + storage + "/rows:" + size,
-        [n_rows](contest& c) {
-            static constexpr idx width = 80, calls = 512;
-            struct data {
-                explicit data(idx n)
-                    : memory(static_cast<std::size_t>(n * width) * sizeof(W)),
-                      table(memory.view<W>(n, width)),
-                      scale(n, 1),
-                      y(n_lookup * 16, width) {
-                    for (idx i = 0; i < n; ++i) {
-                        for (idx j = 0; j < width; ++j) {
-                            const float x = static_cast<float>((i * 7 + j * 3) % 255 - 127);
-                            if constexpr (std::is_same_v<W, bf16>)
-                                table(i, j) = to_bf16(x);
-                            else
-                                table(i, j) = static_cast<W>(x);
-                        }
-                        scale(i, 0) = 1;
-                    }
-                    const random_source numbers(3);
-                    for (idx i = 0; i < calls * n_lookup * 16; ++i)
-                        rows.push_back(
-                            static_cast<std::int32_t>(numbers.bits(i) % static_cast<std::uint32_t>(n)));
-                }
-                std::span<const std::int32_t> part(idx& turn) const {
-                    return std::span(rows).subspan(static_cast<std::size_t>(turn++ % calls * n_lookup * 16),
-                                                   n_lookup * 16);
-                }
-                pages memory;
-                tensor_view<W> table;
-                tensor<float> scale, y;
-                std::vector<std::int32_t> rows;
-                idx call = 0, limit_call = calls / 2;
-                float sum = 0;
-            };
-            auto& d = c.hold<data>(n_rows);
-            c.tokens(n_lookup);
-            c.rows(n_lookup * 16);
-            auto run = [&d, ex = c.executor()] {
-                if constexpr (std::is_same_v<W, std::int8_t>)
-                    look_up<simd::native, float>(scaled_table<const std::int8_t>{d.table, d.scale.view()},
-                                                 d.part(d.call), d.y.view(), ex);
-                else
-                    look_up<simd::native, float>(d.table, d.part(d.call), d.y.view(), ex);
-            };
-            c.ours(run);
-            c.against("random_rows", [&d, ex = c.executor()] {
-                const auto rows = d.part(d.limit_call);
-                ex(static_cast<idx>(rows.size()), [&](idx begin, idx end, idx worker) {
-                    const float sum =
-                        read_rows(d.table, std::is_same_v<W, std::int8_t> ? d.scale.data() : nullptr,
-                                  rows.data() + begin, end - begin);
-                    if (worker == 0) d.sum += sum;
-                });
-            });
-            c.check(
-                "the formula",
-                [&d, run] {
-                    d.call = 0;
-                    run();
-                    double wrong = 0;
-                    for (idx i = 0; i < d.y.rows(); ++i)
-                        for (idx j = 0; j < width; ++j)
-                            wrong += d.y(i, j) !=
-                                     static_cast<float>(
-                                         (d.rows[static_cast<std::size_t>(i)] * idx{7} + j * 3) % 255 - 127);
-                    return wrong;
-                },
-                0);
-        },
-        w);
+    const std::string size = "1e" + std::to_string(std::to_string(n_rows).size() - 1);
+    auto prepare = [n_rows](contest& c) {
+        auto& d = c.hold<lookup_data<W>>(n_rows);
+        c.tokens(n_lookup);
+        c.rows(n_lookup * 16);
+        auto run = [&d, ex = c.executor()] {
+            if constexpr (std::is_same_v<W, std::int8_t>)
+                look_up<simd::native, float>(scaled_table<const std::int8_t>{d.table, d.scale},
+                                             d.part(d.call), d.y.view(), ex);
+            else
+                look_up<simd::native, float>(d.table, d.part(d.call), d.y.view(), ex);
+        };
+        c.ours(run);
+        c.against("random_rows",
+                  [&d, ex = c.executor(), ahead = d.template best_distance<false>(c.executor())] {
+                      d.template read<false>(d.read_call, ahead, ex);
+                  });
+        c.against("rows_and_stores",
+                  [&d, ex = c.executor(), ahead = d.template best_distance<true>(c.executor())] {
+                      d.template read<true>(d.store_call, ahead, ex);
+                  });
+        if constexpr (std::is_same_v<W, float>)
+            if (const bag_call f = libtorch_bags(d.table, c.threads()))
+                c.against("libtorch", [&d, f] { f(d.part(d.peer_call), d.y.view()); });
+        c.check(
+            "the formula",
+            [&d, run] {
+                d.call = 0;
+                run();
+                double wrong = 0;
+                for (idx i = 0; i < d.y.rows(); ++i)
+                    for (idx j = 0; j < d.width; ++j)
+                        wrong += d.y(i, j) != d.value(d.rows[static_cast<std::size_t>(i)], j);
+                return wrong;
+            },
+            0);
+    };
+    row("engram/lookup/" + storage + "/rows:" + size, prepare, w);
 }
 
 constexpr idx module_tokens = 512, module_calls = 16;
@@ -281,6 +357,9 @@ const declare rows([] {
     for (const idx n : {10'000, 1'000'000, 10'000'000}) lookup_row<bf16>("bf16", n);
     for (const idx n : {10'000, 1'000'000, 10'000'000}) lookup_row<std::int8_t>("int8", n);
     lookup_row<bf16>("bf16", 100'000'000, when::full);
+    lookup_row<std::int8_t>("int8", 100'000'000, when::full);
+    bag_row(1'000'000, "1e6");
+    bag_row(10'000'000, "1e7");
     module_row(1024, 4, 1024);
     module_row(1024, 1, 1024);
     module_row(2560, 4, 1280);

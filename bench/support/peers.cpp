@@ -232,6 +232,9 @@ call libtorch_attention(const attended& p, idx threads, torch_gqa form) {
 mixture_call libtorch_mixture(const experts_of_tokens& p, idx threads) {
     return torch() ? torch()->mix(p, threads) : mixture_call();
 }
+bag_call libtorch_bags(tensor_view<const float> table, idx threads) {
+    return torch() ? torch()->sum_bags(table, threads) : bag_call();
+}
 std::shared_ptr<torch_training> libtorch_training(const dense_model& m, idx threads) {
     return torch() ? torch()->train(m, threads) : nullptr;
 }

@@ -73,9 +73,13 @@ struct experts_of_tokens {
 // A call on x, whose result is y; empty where the library is absent.
 using mixture_call = std::function<void(tensor_view<const float> x, tensor_view<float> y)>;
 
+// y(i) = the sum of the rows that bag i names; bags are equally long. Of bags of one, the rows themselves.
+using bag_call = std::function<void(std::span<const std::int32_t> rows, tensor_view<float> y)>;
+
 call libtorch(const product& p, idx threads);
 call libtorch_attention(const attended& p, idx threads, torch_gqa form);
 mixture_call libtorch_mixture(const experts_of_tokens& p, idx threads);
+bag_call libtorch_bags(tensor_view<const float> table, idx threads);
 
 // The weights of experts are converted before the clock starts; the router is f32.
 enum class expert_storage { f32, bf16 };
@@ -116,6 +120,7 @@ struct torch_functions {
     call (*multiply)(const product& p, idx threads);
     call (*attend)(const attended& p, idx threads, torch_gqa form);
     mixture_call (*mix)(const experts_of_tokens& p, idx threads);
+    bag_call (*sum_bags)(tensor_view<const float> table, idx threads);
     std::shared_ptr<torch_training> (*train)(const dense_model& m, idx threads);
 };
 

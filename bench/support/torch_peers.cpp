@@ -101,6 +101,21 @@ mixture_call mix(const experts_of_tokens& p, idx threads) {
     };
 }
 
+// Written where the caller wants it where there is a function for that: one row for each.
+bag_call sum_bags(tensor_view<const float> table, idx threads) {
+    return [t = shared(table), threads](std::span<const std::int32_t> rows, tensor_view<float> y) {
+        use_threads(threads);
+        const c10::InferenceMode no_gradient;
+        const auto n = static_cast<idx>(rows.size());
+        const at::Tensor at = at::from_blob(const_cast<std::int32_t*>(rows.data()), {n}, at::kInt);
+        at::Tensor out = shared(y);
+        if (y.rows() == n)
+            at::index_select_out(out, t, 0, at);
+        else
+            out.copy_(std::get<0>(at::embedding_bag(t, at, at::arange(0, n, n / y.rows(), at::kInt))));
+    };
+}
+
 class training final : public torch_training {
 public:
     training(const dense_model& m, idx threads) : m_(m), threads_(threads) {
@@ -230,6 +245,6 @@ std::shared_ptr<torch_training> train(const dense_model& m, idx threads) {
 
 extern "C" const sluice::bench::torch_functions* sluice_bench_torch() {
     using namespace sluice::bench;
-    static const torch_functions all{version, multiply, attend, mix, train};
+    static const torch_functions all{version, multiply, attend, mix, sum_bags, train};
     return &all;
 }

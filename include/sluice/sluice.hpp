@@ -88,6 +88,7 @@
 #include "ops/softmax.hpp"
 #include "ops/table.hpp"
 #include "ops/table_ring.hpp"
+#include "ops/tokens.hpp"
 #include "ops/top_k.hpp"
 #include "parallel/thread_pool.hpp"
 #include "simd/arch.hpp"

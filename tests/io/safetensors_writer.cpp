@@ -286,6 +286,28 @@ TEST_CASE("a tensor larger than the buffer is streamed") {
     CHECK(same);
 }
 
+TEST_CASE("rows that are made while they are written") {
+    const scratch s("made");
+    io::safetensors_writer out;
+    idx asked = 0, calls = 0;
+    out.add_rows<float>("t", 70000, 5, [&](idx first, sluice::tensor_view<float> part) {
+        CHECK(first == asked);
+        asked += part.rows();
+        ++calls;
+        for (idx i = 0; i < part.rows(); ++i)
+            for (idx j = 0; j < 5; ++j) part(i, j) = static_cast<float>((first + i) * 5 + j);
+    });
+    out.add_rows<std::int8_t>("none", 0, 5, [](idx, sluice::tensor_view<std::int8_t>) { FAIL(); });
+    out.save(s.path());
+    CHECK((asked == 70000 && calls > 1));
+    const io::safetensors file(io::read(s.path()));
+    CHECK(file.info("none").text() == "I8 [0, 5]");
+    const auto t = file.view<float>("t");
+    idx wrong = 0;
+    for (idx i = 0; i < 350000; ++i) wrong += t.data()[i] != static_cast<float>(i);
+    CHECK(wrong == 0);
+}
+
 // A program may have set a locale that writes 1.000,5.
 TEST_CASE("the locale changes neither what is written nor what is read") {
     struct commas : std::numpunct<char> {

@@ -45,13 +45,15 @@ TEMPLATE_TEST_CASE("gather_sum: adds rows in order at every width", "", float_na
     using T = typename TestType::scalar;
     for (idx width : {1, 3, 16, 17, 64, 100, 128, 129, 300, 1000})
         for (idx n : {0, 1, 2, 30}) {
-            padded<T> x = uniform_matrix<T>(n_rows, width, 1), y(1, width), want(1, width);
-            const auto rows = some_rows(n);
+            const idx outputs = 3;
+            padded<T> x = uniform_matrix<T>(n_rows, width, 1), y(outputs, width), want(outputs, width);
+            const auto rows = some_rows(n * outputs);
             sluice::fill(want.view(), T(0));
-            for (std::int32_t r : rows)
-                for (idx j = 0; j < width; ++j) want(0, j) += x(r, j);
+            for (idx i = 0; i < n * outputs; ++i)
+                for (idx j = 0; j < width; ++j) want(i / n, j) += x(rows[static_cast<std::size_t>(i)], j);
             sluice::kernels::gather_sum{}(typename TestType::arch{}, static_cast<const T*>(x.data()),
-                                          x.view().row_stride(), rows.data(), n, width, y.data());
+                                          x.view().row_stride(), rows.data(), n, width, y.view().data(),
+                                          y.view().row_stride(), outputs);
             CAPTURE(width, n);
             CHECK(different_bits(y.view(), want.view()) == "");
             CHECK(y.touched() == "");

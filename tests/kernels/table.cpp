@@ -4,48 +4,11 @@
 #include "support/random_data.hpp"
 
 #include <sluice/kernels/table.hpp>
-#include <sluice/simd/convert.hpp>
 
 #include <vector>
 
 using namespace sluice::test;
 using sluice::idx;
-
-namespace {
-
-template <class S>
-S from_bits(std::uint32_t bits) {
-    if constexpr (sizeof(S) == 2)
-        return {static_cast<std::uint16_t>(bits)};
-    else
-        return {static_cast<std::uint8_t>(bits)};
-}
-
-template <class S, class F>
-void check_all(std::uint32_t n, F&& right) {
-    std::uint32_t wrong = 0;
-    for (std::uint32_t bits = 0; bits < n; ++bits) {
-        const float got = sluice::kernels::decoded(from_bits<S>(bits)), want = right(from_bits<S>(bits));
-        const bool same = std::isnan(want)
-                              ? std::isnan(got)
-                              : std::bit_cast<std::uint32_t>(got) == std::bit_cast<std::uint32_t>(want);
-        wrong += same ? 0 : 1;
-    }
-    CHECK(wrong == 0);
-}
-
-} // namespace
-
-TEST_CASE("decoded: every pattern of bits as the type's own conversion has it") {
-    check_all<sluice::bf16>(65536, [](auto x) { return sluice::to_float(x); });
-    check_all<sluice::half>(65536, [](auto x) { return sluice::to_float(x); });
-    check_all<sluice::f8_e4m3>(256, [](auto x) { return sluice::to_float(x); });
-    check_all<sluice::f8_e8m0>(256, [](auto x) {
-        return x.bits == 255 ? std::nanf("") : std::ldexp(1.0F, static_cast<int>(x.bits) - 127);
-    });
-    for (int i = -128; i < 128; ++i)
-        CHECK(sluice::kernels::decoded(static_cast<std::int8_t>(i)) == static_cast<float>(i));
-}
 
 TEMPLATE_TEST_CASE("decode_rows: rows in any order, with the scales of their parts, and nothing beyond", "",
                    float_native, float_scalar, double_native, double_scalar) {

@@ -408,6 +408,8 @@ TEST_CASE("what does not fit is named") {
     CHECK(said([](auto& c) {
               c.token_map = {some_map, 1, 5};
           }) == "engram: token_map has 3 different ids, the multipliers are those of 50");
+    static constexpr std::int32_t bad_map[] = {49, -3};
+    CHECK(said([](auto& c) { c.token_map = {bad_map, 1, 2}; }) == "engram: token_map has -3 for token 1");
     CHECK(said([](auto&) {}).starts_with("engram: table must be"));
 }
 
@@ -430,11 +432,6 @@ TEST_CASE("tokens outside the map, and none at all, are refused before a state i
               layer.extend(batch::one(2), x.view(), y, state, workspace);
           }) == "engram: the batch has no ids");
     CHECK(state.past(batch::one(2), 0) == 0);
-    const std::vector<sluice::token_id> ids{3, 4};
-    batch two = batch::one(ids);
-    two.copies = 2;
-    CHECK(message_of<config_error>([&] { layer.extend(two, x.view(), y, state, workspace); }) ==
-          "engram: copies of tokens are not supported");
 }
 
 TEST_CASE("gates are what the value is multiplied by") {
@@ -446,7 +443,7 @@ TEST_CASE("gates are what the value is multiplied by") {
     const idx n = 6;
     const std::vector<sluice::token_id> ids{1, 2, 3, 1, 2, 49};
     const auto x = uniform_matrix<double>(n, 10, 3);
-    arena workspace(layer.bytes({.max_rows = n}).workspace + 4096);
+    arena workspace(layer.bytes({.max_rows = n}).workspace);
     padded<double> y(n, 10), open(n, 2);
     layer.forward(batch::one(ids), x.view(), y, nullptr, workspace);
     layer.gates(batch::one(ids), x.view(), open, workspace);
@@ -456,4 +453,115 @@ TEST_CASE("gates are what the value is multiplied by") {
         for (idx j = 0; j < 5; ++j)
             CHECK(std::abs(y(i, j) * open(i, 1) - y(i, 5 + j) * open(i, 0)) < 1e-12); // one value for both
     }
+}
+
+TEST_CASE("copies of a token get what its original does, in a batch, in streams and backward") {
+    const engram_config& c = small_config();
+    sluice::owned_params<sluice::engram_params<double>> p(c);
+    fill_all(p.view);
+    const sluice::engram<double> layer(c, p.view);
+    const idx n = 9;
+    std::vector<sluice::token_id> ids;
+    for (std::int32_t i = 0; i < n; ++i) ids.push_back(i * 7 % 50);
+    // the first four tokens of the second sequence have no hidden copies
+    const std::vector<idx> offsets{0, 3, 9}, row_offsets{0, 9, 19};
+    const batch alone{.n_tokens = n, .offsets = offsets, .ids = ids};
+    batch three = alone;
+    three.copies = 3;
+    three.row_offsets = row_offsets;
+    const auto x = uniform_matrix<double>(three.rows(), 10, 3),
+               dy = uniform_matrix<double>(three.rows(), 10, 4);
+    const sluice::limits most{.max_tokens = n, .max_rows = n, .n_sequences = 2, .copies = 3};
+    const auto need = layer.bytes(most);
+    arena workspace(need.workspace), tape(need.tape), other_tape(need.tape), memory(need.state),
+        keep(1 << 16);
+    const auto originals = sluice::originals_of<double>(three, x.view(), keep, {});
+    padded<double> want(n, 10), y(three.rows(), 10), expected(three.rows(), 10);
+    layer.forward(alone, originals, want, &tape, workspace);
+    layer.forward(three, x.view(), y, &other_tape, workspace);
+    sluice::rows_from_tokens<double>(three, want.view(), expected, true, {});
+    CHECK(different_bits(y.view(), expected.view()) == "");
+
+    sluice::owned_params<decltype(layer)::grad_type> grad(c), other_grad(c);
+    padded<double> dx(n, 10), other_dx(three.rows(), 10);
+    layer.backward(alone, originals, sluice::sums_of_copies<double>(three, dy.view(), keep, {}), dx, tape,
+                   grad.view, workspace);
+    layer.backward(three, x.view(), dy.view(), other_dx, other_tape, other_grad.view, workspace);
+    sluice::rows_from_tokens<double>(three, dx.view(), expected, false, {});
+    CHECK(different_bits(other_dx.view(), expected.view()) == "");
+    CHECK(different_bits(tensor_view<const double>(grad.view.w_kv),
+                         tensor_view<const double>(other_grad.view.w_kv)) == "");
+    CHECK(other_tape.used() == 0);
+
+    auto state = layer.bind_state(memory, most);
+    for (idx i = 0; i < 3; ++i) {
+        batch step =
+            batch::one(std::span<const sluice::token_id>(ids).subspan(static_cast<std::size_t>(i), 1));
+        step.copies = 3;
+        padded<double> part(3, 10);
+        layer.decode(step, x.view().row_block(3 * i, 3), part, state, workspace);
+        CHECK(different_bits(part.view(), y.view().row_block(3 * i, 3)) == "");
+    }
+    padded<double> open(n, 2), same(n, 2);
+    layer.gates(alone, originals, open, workspace);
+    layer.gates(three, x.view(), same, workspace);
+    CHECK(different_bits(open.view(), same.view()) == "");
+}
+
+TEST_CASE("memory adds nothing to a masked token, nor does it reach beyond it; in streams and backward") {
+    static constexpr std::int32_t map[] = {0, 1, 2, 3, 4, 5, 6, -1, -2};
+    engram_config c = small_config();
+    c.hash = hash_of({.vocabulary = 7, .n_hashes = 2, .least_rows = {30}});
+    c.token_map = {map, 1, 9};
+    c.gate = gate_form::plain;
+    c.convolution.dilation = 1;
+    sluice::owned_params<sluice::engram_params<double>> p(c);
+    fill_all(p.view);
+    const sluice::engram<double> layer(c, p.view);
+    const std::vector<sluice::token_id> ids{1, 2, 8, 3, 4, 7, 5, 8, 8, 6};
+    const auto n = static_cast<idx>(ids.size());
+    auto x = uniform_matrix<double>(n, 10, 3);
+    const auto dy = uniform_matrix<double>(n, 10, 4);
+    const auto need = layer.bytes({.max_tokens = n, .max_rows = n});
+    arena workspace(need.workspace), tape(need.tape), memory(need.state);
+    padded<double> y(n, 10), want(n, 10), dx(n, 10), part(1, 10);
+    engram_traits::reference(c,
+                             {p.view.table, p.view.w_kv, p.view.b_kv, p.view.key_scale, p.view.query_scale,
+                              p.view.value_scale, p.view.taps},
+                             batch::one(ids), x.view(), want);
+    layer.forward(batch::one(ids), x.view(), y, &tape, workspace);
+    for (idx i = 0; i < n; ++i)
+        for (idx j = 0; j < 10; ++j) {
+            CHECK(std::abs(y(i, j) - want(i, j)) < 1e-12);
+            CHECK((y(i, j) == 0) == (ids[static_cast<std::size_t>(i)] == 8));
+        }
+    auto state = layer.bind_state(memory, {.max_tokens = n});
+    for (idx i = 0; i < n; ++i) {
+        const auto one = std::span<const sluice::token_id>(ids).subspan(static_cast<std::size_t>(i), 1);
+        layer.decode(batch::one(one), x.view().row_block(i, 1), part, state, workspace);
+        CHECK(different_bits(part.view(), y.view().row_block(i, 1)) == "");
+    }
+
+    sluice::owned_params<sluice::engram_params<double>> grad(c);
+    layer.backward(batch::one(ids), x.view(), dy.view(), dx, tape, grad.view, workspace);
+    auto check = [&](double& parameter, double derivative) {
+        auto loss = [&](double step) {
+            const double before = std::exchange(parameter, parameter + step);
+            layer.forward(batch::one(ids), x.view(), y, nullptr, workspace);
+            parameter = before;
+            double sum = 0;
+            for (idx i = 0; i < n; ++i)
+                for (idx j = 0; j < 10; ++j) sum += y(i, j) * dy.view()(i, j);
+            return sum;
+        };
+        CHECK(std::abs((loss(1e-5) - loss(-1e-5)) / 2e-5 - derivative) < 1e-7);
+    };
+    for (idx i = 0; i < n; ++i)
+        for (idx j = 0; j < 10; ++j) check(x(i, j), dx(i, j));
+    each_param(
+        [&](const sluice::param_name&, sluice::role, auto& t, auto& g) {
+            for (idx i = 0; i < t.size(); i += 7)
+                check(t(i / t.cols(), i % t.cols()), g(i / t.cols(), i % t.cols()));
+        },
+        p.view, grad.view);
 }

@@ -171,3 +171,53 @@ TEST_CASE("looking up allocates nothing") {
     padded<float> y(64, 16);
     CHECK(allocations_of([&] { look_up<sluice::simd::native, float>(table.view(), rows, y, {}); }) == 0);
 }
+
+TEST_CASE("store_rows: look_up gives what was stored, as near as the type allows, for any workers") {
+    const idx n_rows = 12, width = 70, first = 2, n = 9;
+    auto x = uniform_matrix<float>(n, width, 1);
+    for (idx j = 0; j < width; ++j) x(3, j) = 0;      // no scale
+    for (idx j = 0; j < width; ++j) x(4, j) *= 1e-6F; // scales differ by row
+    x(5, 7) = 1000;
+    rows_type rows;
+    for (std::int32_t i = 0; i < n; ++i) rows.push_back(static_cast<std::int32_t>(first) + i);
+    for_each_executor([&](sluice::executor_ref ex, const std::string& name) {
+        INFO(name);
+        // `fine`: of the largest magnitude of its part, and of the number itself
+        auto check = [&](const auto& table, idx part, double fine, double own, double least = 0) {
+            store_rows(x.view(), table, first, ex);
+            padded<float> y(n, width);
+            look_up<sluice::simd::native, float>(table, rows, y, ex);
+            for (idx i = 0; i < n; ++i)
+                for (idx j = 0; j < width; ++j) {
+                    float largest = 0;
+                    for (idx k = j / part * part; k < std::min(width, (j / part + 1) * part); ++k)
+                        largest = std::max(largest, std::abs(x.view()(i, k)));
+                    const double off =
+                        std::abs(static_cast<double>(y(i, j)) - static_cast<double>(x.view()(i, j)));
+                    REQUIRE(off <= least + fine * static_cast<double>(largest) +
+                                       own * static_cast<double>(std::abs(x.view()(i, j))));
+                }
+        };
+        sluice::tensor<float> exact(n_rows, width);
+        sluice::tensor<sluice::bf16> narrow(n_rows, width);
+        sluice::tensor<sluice::half> halves(n_rows, width);
+        sluice::tensor<std::int8_t> bytes(n_rows, width);
+        sluice::tensor<float> scale(n_rows, 1);
+        sluice::tensor<sluice::f8_e4m3> eighths(n_rows, width);
+        sluice::tensor<sluice::f8_e8m0> powers(n_rows, 3);
+        check(exact.view(), width, 0, 0);
+        check(narrow.view(), width, 0, 1.0 / 256);
+        check(halves.view(), width, 0, 1.0 / 2048, 3e-8);
+        check(scaled_table<std::int8_t>{bytes.view(), scale.view()}, width, 0.5001 / 127, 0);
+        check(scaled_table<sluice::f8_e4m3, sluice::f8_e8m0>{eighths.view(), powers.view()}, 24,
+              1.0 / 224 / 1024, 1.0 / 16);
+        CHECK(bytes(first - 1, 0) == 0);
+        CHECK(bytes(first + n, 0) == 0);
+    });
+    sluice::tensor<std::int8_t> bytes(n_rows, width);
+    sluice::tensor<float> scale(n_rows, 1);
+    const scaled_table<std::int8_t> table{bytes.view(), scale.view()};
+    CHECK_THROWS_WITH(store_rows(x.view(), table, 4), "store_rows: rows are outside the table");
+    x(8, 69) = std::numeric_limits<float>::infinity();
+    CHECK_THROWS_WITH(store_rows(x.view(), table, 0), "store_rows: row 8 holds a number that is not finite");
+}

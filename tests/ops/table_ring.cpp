@@ -8,6 +8,7 @@
 #include <sluice/ops/table_ring.hpp>
 
 #include <atomic>
+#include <set>
 #include <vector>
 
 using namespace sluice::test;
@@ -80,15 +81,39 @@ TEST_CASE("table_ring: what is kept is not read again, nor asked for ahead") {
     sluice::arena memory(1 << 20);
     const auto ring = ring_type::bind(memory, from, 512);
     const auto rows = some_rows(40, 1, 50);
-    ring.prefetch(rows);
-    CHECK(from.advised == 40);
+    const idx different = static_cast<idx>(std::set<std::int32_t>(rows.begin(), rows.end()).size());
+    ring.prefetch(rows); // each row once
+    CHECK(different < 40);
+    CHECK(from.advised == different);
+    CHECK_THROWS_AS(ring.prefetch(std::vector<std::int32_t>{1000}), sluice::input_error);
     CHECK(look_up_all(ring, rows) == "");
     const idx first = from.reads;
-    CHECK(first <= 40);
+    CHECK(first == different);
     CHECK(look_up_all(ring, rows) == "");
     CHECK(from.reads == first);
     ring.prefetch(rows);
-    CHECK(from.advised == 40);
+    CHECK(from.advised == different);
+}
+
+TEST_CASE("table_ring: rows seen once do not drive out those that come again and again") {
+    const source from;
+    sluice::arena memory(1 << 20);
+    const auto ring = ring_type::bind(memory, from, 64);
+    std::vector<std::int32_t> hot;
+    for (std::int32_t i = 0; i < 24; ++i) hot.push_back(i * 41);
+    for (int i = 0; i < 8; ++i) CHECK(look_up_all(ring, hot) == "");
+    const idx kept = from.reads;
+    CHECK(kept < 32);
+    std::int32_t next = 0;
+    for (int round = 0; round < 12; ++round) {
+        std::vector<std::int32_t>
+            once; // 80 rows between two rounds of the hot ones: more than there is room for
+        while (once.size() < 80)
+            if (next++ % 41 != 0) once.push_back(next - 1);
+        CHECK(look_up_all(ring, once) == "");
+        CHECK(look_up_all(ring, hot) == "");
+    }
+    CHECK(from.reads - kept < 12 * 80 + 24); // few of the 288 times was a hot row read again
 }
 
 TEST_CASE("table_ring: a row that cannot be read is an error, and right once it can be") {

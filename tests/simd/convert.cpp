@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 using sluice::bf16;
 using sluice::half;
@@ -102,4 +103,71 @@ TEST_CASE("convert: load_pairs takes even and odd elements apart") {
     const auto one = sluice::simd::load_pairs<sluice::simd::scalar>(source);
     CHECK(one.low.v == to_float(source[0]));
     CHECK(one.high.v == to_float(source[1]));
+}
+
+namespace {
+
+// Every pattern of bits of S at every place in a register.
+template <class Arch, class S>
+std::uint32_t widened_wrongly(std::uint32_t n) {
+    using P = sluice::simd::pack<float, Arch>;
+    std::vector<S> in(n + static_cast<std::size_t>(P::size));
+    for (std::uint32_t i = 0; i < in.size(); ++i) {
+        const auto bits = static_cast<std::uint16_t>(i % n);
+        std::memcpy(static_cast<void*>(&in[i]), &bits, sizeof(S));
+    }
+    std::uint32_t wrong = 0;
+    for (std::uint32_t i = 0; i < n; ++i) {
+        float got[static_cast<std::size_t>(P::size)];
+        sluice::simd::widen<Arch>(in.data() + i).store(got);
+        for (idx k = 0; k < P::size; ++k) {
+            const float want = to_float(in[i + static_cast<std::size_t>(k)]);
+            const bool same =
+                std::isnan(want) ? std::isnan(got[k])
+                                 : std::bit_cast<std::uint32_t>(got[k]) == std::bit_cast<std::uint32_t>(want);
+            wrong += same ? 0 : 1;
+        }
+    }
+    return wrong;
+}
+
+} // namespace
+
+TEMPLATE_TEST_CASE("widen: what to_float gives, of every pattern of bits", "", sluice::simd::native,
+                   sluice::simd::scalar) {
+    CHECK(widened_wrongly<TestType, bf16>(65536) == 0);
+    CHECK(widened_wrongly<TestType, half>(65536) == 0);
+    CHECK(widened_wrongly<TestType, sluice::f8_e4m3>(256) == 0);
+    CHECK(widened_wrongly<TestType, sluice::f8_e8m0>(256) == 0);
+    CHECK(widened_wrongly<TestType, std::int8_t>(256) == 0);
+}
+
+TEST_CASE("convert: powers of two and numbers of eight bits") {
+    for (int i = 0; i < 255; ++i)
+        CHECK(to_float(sluice::f8_e8m0{static_cast<std::uint8_t>(i)}) == std::ldexp(1.0F, i - 127));
+    CHECK(std::isnan(to_float(sluice::f8_e8m0{255})));
+    for (int i = 0; i < 127; ++i) {
+        const float want = i < 8 ? std::ldexp(static_cast<float>(i), -9)
+                                 : std::ldexp(static_cast<float>(8 + i % 8), i / 8 - 10);
+        CHECK(to_float(sluice::f8_e4m3{static_cast<std::uint8_t>(i)}) == want);
+        CHECK(to_float(sluice::f8_e4m3{static_cast<std::uint8_t>(i + 128)}) == -want);
+    }
+    CHECK(std::isnan(to_float(sluice::f8_e4m3{127})));
+}
+
+TEST_CASE("convert: to_f8_e4m3 gives the nearest value, of two the even one, and at most 448") {
+    using sluice::f8_e4m3;
+    using sluice::to_f8_e4m3;
+    for (std::uint32_t i = 0; i < 256; ++i)
+        if (i % 128 != 127) CHECK(to_f8_e4m3(to_float(f8_e4m3{static_cast<std::uint8_t>(i)})).bits == i);
+    for (std::uint32_t i = 0; i < 126; ++i) {
+        const float low = to_float(f8_e4m3{static_cast<std::uint8_t>(i)}),
+                    high = to_float(f8_e4m3{static_cast<std::uint8_t>(i + 1)}), middle = (low + high) / 2;
+        CHECK(to_f8_e4m3(std::nextafter(middle, 0.0F)).bits == i);
+        CHECK(to_f8_e4m3(middle).bits == i + i % 2);
+        CHECK(to_f8_e4m3(-std::nextafter(middle, 1e9F)).bits == i + 1 + 128);
+    }
+    for (const float x : {449.0F, 464.0F, 1e30F, std::numeric_limits<float>::infinity()})
+        CHECK(to_f8_e4m3(x).bits == 0x7E);
+    CHECK(to_f8_e4m3(std::nanf("")).bits == 0x7F);
 }

@@ -41,6 +41,12 @@ struct batch {
     }
     SLUICE_INLINE idx first_token(idx sequence) const { return offsets.empty() ? 0 : offsets[at(sequence)]; }
 
+    // The sequence that a token of this call belongs to.
+    idx sequence_of(idx token) const {
+        if (offsets.empty()) return 0;
+        return std::upper_bound(offsets.begin(), offsets.end(), token) - offsets.begin() - 1;
+    }
+
     idx rows() const { // a product out of range, which check_batch finds, is no undefined behaviour
         if (!row_offsets.empty()) return row_offsets.back();
         return static_cast<idx>(static_cast<std::size_t>(n_tokens) * static_cast<std::size_t>(copies));

@@ -34,6 +34,10 @@ public:
         }
         f.source_ = std::make_shared<detail::descriptor>(path);
         if (f.source_->size() != whole.bytes().size()) detail::fail(path, "changed while it was opened");
+#    if defined(POSIX_FADV_RANDOM)
+        (void)::posix_fadvise(f.source_->number(), 0, 0,
+                              POSIX_FADV_RANDOM); // what follows a row is not wanted
+#    endif
         return f;
     }
 

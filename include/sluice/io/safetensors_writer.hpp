@@ -1,4 +1,5 @@
-// Writes safetensors files: collects views, then streams them to a file that replaces the old one at once.
+// Writes safetensors files: collects views, and what makes rows, then streams them to a file that replaces
+// the old one at once.
 //
 // Tensors are laid out by element size, largest first, and the data starts at a multiple of 64 bytes, so that
 // every tensor of the file can be viewed where it is.
@@ -6,6 +7,8 @@
 
 #include "output.hpp"
 #include "safetensors.hpp"
+
+#include <functional>
 
 namespace sluice::io {
 inline namespace SLUICE_ISA {
@@ -29,6 +32,18 @@ public:
             {reinterpret_cast<const std::byte*>(tensor.data()), static_cast<std::size_t>(tensor.rows()),
              static_cast<std::size_t>(tensor.cols()) * element,
              static_cast<std::size_t>(tensor.row_stride()) * element});
+    }
+    // A matrix that need not fit into memory: make(first, part) is asked by save for rows [first, first +
+    // part.rows()), in order, about a megabyte at once.
+    template <class T>
+    void add_rows(std::string_view name, idx rows, idx cols,
+                  std::function<void(idx first, tensor_view<T> part)> make) {
+        const auto row_bytes = static_cast<std::size_t>(cols) * sizeof(T);
+        rows_of_bytes memory{nullptr, static_cast<std::size_t>(rows), row_bytes, row_bytes};
+        memory.make = [make = std::move(make), cols](std::size_t first, std::size_t n, std::byte* to) {
+            make(static_cast<idx>(first), {reinterpret_cast<T*>(to), static_cast<idx>(n), cols});
+        };
+        add(name, {dtype_of<T>, {rows, cols}, {}}, std::move(memory));
     }
     // A tensor of a type without a C++ type, as the format's (little-endian) bytes.
     void add_bytes(std::string_view name, dtype type, std::vector<idx> shape,
@@ -55,7 +70,10 @@ public:
             out.write(std::as_bytes(std::span(head)));
             std::vector<std::byte> swapped;
             for (const entry* e : order)
-                for (std::size_t i = 0; i < e->memory.rows; ++i) write_row(out, *e, i, swapped);
+                if (e->memory.make)
+                    write_made(out, *e);
+                else
+                    for (std::size_t i = 0; i < e->memory.rows; ++i) write_row(out, *e, i, swapped);
         });
     }
 
@@ -64,6 +82,7 @@ private:
         const std::byte* data;
         std::size_t rows, row_bytes, stride;
         bool little = std::endian::native == std::endian::little;
+        std::function<void(std::size_t, std::size_t, std::byte*)> make{}; // rows without memory
     };
     struct entry {
         std::string quoted;
@@ -86,7 +105,7 @@ private:
         if (!(detail::shape_bytes(info.shape, info.type) == bytes))
             SLUICE_THROW(config_error(place(name) + info.text() + " does not fit the " +
                                       std::to_string(bytes) + " bytes given"));
-        entry e{std::move(quoted), std::move(info), memory, entries_.size()};
+        entry e{std::move(quoted), std::move(info), std::move(memory), entries_.size()};
         if (!entries_.emplace(std::string(name), std::move(e)).second)
             detail::fail("safetensors_writer", "the name \"" + std::string(name) + "\" was added already");
     }
@@ -132,6 +151,25 @@ private:
             row = swapped.data();
         }
         out.write({row, m.row_bytes});
+    }
+
+    static void write_made(output& out, const entry& e) {
+        const rows_of_bytes& m = e.memory;
+        if (m.row_bytes == 0) return;
+        const std::size_t most = std::max<std::size_t>(1, (std::size_t{1} << 20) / m.row_bytes);
+        // made in memory that any type may lie in
+        std::vector<std::max_align_t> made(std::min(most, m.rows) * m.row_bytes / sizeof(std::max_align_t) +
+                                           1);
+        auto* const bytes = reinterpret_cast<std::byte*>(made.data());
+        std::vector<std::byte> swapped;
+        for (std::size_t first = 0; first < m.rows; first += most) {
+            const std::size_t n = std::min(most, m.rows - first);
+            m.make(first, n, bytes);
+            for (std::size_t i = 0; !m.little && i < n; ++i)
+                write_row(out, {e.quoted, e.info, {bytes, n, m.row_bytes, m.row_bytes, false}, 0}, i,
+                          swapped);
+            if (m.little) out.write({bytes, n * m.row_bytes});
+        }
     }
 
     std::map<std::string, entry, std::less<>> entries_;

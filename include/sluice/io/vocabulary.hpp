@@ -79,11 +79,18 @@ inline std::string decoded_token(const std::string& token) {
 }
 
 inline std::u16string normalised(const UNormalizer2* form, const std::u16string& text) {
+    std::u16string out(text.size() + 16, u'\0'); // a unit may become eighteen, but hardly ever does
+    auto normalise = [&](UErrorCode& code) {
+        return unorm2_normalize(form, text.data(), static_cast<std::int32_t>(text.size()), out.data(),
+                                static_cast<std::int32_t>(out.size()), &code);
+    };
     UErrorCode code = U_ZERO_ERROR;
-    const auto length = static_cast<std::int32_t>(text.size());
-    std::u16string out(text.size() * 18 + 1, u'\0'); // the most that NFKC makes of a unit
-    const std::int32_t n =
-        unorm2_normalize(form, text.data(), length, out.data(), static_cast<std::int32_t>(out.size()), &code);
+    std::int32_t n = normalise(code);
+    if (code == U_BUFFER_OVERFLOW_ERROR) {
+        out.resize(static_cast<std::size_t>(n));
+        code = U_ZERO_ERROR;
+        n = normalise(code);
+    }
     if (U_FAILURE(code)) fail("vocabulary", std::string("ICU: ") + u_errorName(code));
     out.resize(static_cast<std::size_t>(n));
     return out;

@@ -2,6 +2,7 @@
 // asking for rows ahead of time.
 #pragma once
 
+#include "../simd/convert.hpp"
 #include "gather.hpp"
 
 namespace sluice::kernels {
@@ -29,98 +30,84 @@ using table_calls = simd::calls<simd::call<decode_rows, const decode_rows_args<b
                                 simd::call<decode_rows, const decode_rows_args<std::int8_t, float>&, T*, idx>,
                                 simd::call<decode_rows, const decode_rows_args<f8_e4m3, f8_e8m0>&, T*, idx>>;
 
-// Branch-free, so that compilers make registers of a loop over them.
-SLUICE_INLINE float decoded(float x) { return x; }
-SLUICE_INLINE float decoded(std::int8_t x) { return static_cast<float>(x); }
-SLUICE_INLINE float decoded(bf16 x) { return std::bit_cast<float>(std::uint32_t{x.bits} << 16); }
-SLUICE_INLINE float decoded(f8_e8m0 x) { return to_float(x); }
-SLUICE_INLINE float decoded(half x) {
-    const std::uint32_t sign = std::uint32_t{x.bits & 0x8000U} << 16, magnitude = x.bits & 0x7FFFU;
-    const auto small =
-        std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24F);
-    const std::uint32_t normal = (magnitude << 13) + (112U << 23),
-                        infinite = 0x7F800000U | (magnitude & 0x3FFU) << 13;
-    return std::bit_cast<float>(sign | (magnitude >= 0x7C00U  ? infinite
-                                        : magnitude >= 0x400U ? normal
-                                                              : small));
-}
-SLUICE_INLINE float decoded(f8_e4m3 x) {
-    const std::uint32_t sign = std::uint32_t{x.bits & 0x80U} << 24, magnitude = x.bits & 0x7FU;
-    const auto small =
-        std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-9F);
-    const std::uint32_t normal = (magnitude << 20) + (120U << 23);
-    return std::bit_cast<float>(sign | (magnitude == 0x7FU ? 0x7FC00000U : magnitude >= 8 ? normal : small));
+// to[0, n) = x, for n up to a register.
+template <class P, class T>
+SLUICE_INLINE void store_first(P x, idx n, T* to) {
+    if constexpr (std::is_same_v<T, float>) {
+        x.store_partial(to, n);
+    } else {
+        float lanes[static_cast<std::size_t>(P::size)];
+        x.store(lanes);
+        for (idx i = 0; i < n; ++i) to[i] = static_cast<T>(lanes[i]);
+    }
 }
 
-// Sixteen at once, in the compiler's own vectors: of loops over bytes g++ 12 makes ten times as many
-// instructions.
-template <class S, class T>
-SLUICE_INLINE void decode16(const S* from, float scale, T* to) {
-    using bytes = std::int8_t __attribute__((vector_size(16)));
-    using unsigned_bytes = std::uint8_t __attribute__((vector_size(16)));
-    using shorts = std::int16_t __attribute__((vector_size(32)));
-    using halves = std::uint16_t __attribute__((vector_size(32)));
-    using words = std::uint32_t __attribute__((vector_size(64)));
-    using integers = std::int32_t __attribute__((vector_size(64)));
-    using floats = float __attribute__((vector_size(64)));
-    using doubles = double __attribute__((vector_size(128)));
-    floats x;
-    if constexpr (std::is_same_v<S, std::int8_t>) {
-        bytes in;
-        std::memcpy(&in, from, sizeof(in));
-        const shorts wider =
-            __builtin_convertvector(in, shorts); // twice as wide each time, or g++ 12 goes byte by byte
-        x = __builtin_convertvector(__builtin_convertvector(wider, integers), floats);
-    } else if constexpr (std::is_same_v<S, bf16>) {
-        halves in;
-        std::memcpy(&in, from, sizeof(in));
-        const words bits = __builtin_convertvector(in, words) << 16;
-        std::memcpy(&x, &bits, sizeof(x));
-    } else if constexpr (std::is_same_v<S, f8_e4m3>) {
-        unsigned_bytes in;
-        std::memcpy(&in, from, sizeof(in));
-        const halves wider = __builtin_convertvector(in, halves);
-        const words all = __builtin_convertvector(wider, words), magnitude = all & 0x7FU;
-        const floats subnormal =
-            __builtin_convertvector(reinterpret_cast<integers>(magnitude), floats) * 0x1p-9F;
-        words small;
-        std::memcpy(&small, &subnormal, sizeof(small));
-        const words is_normal = reinterpret_cast<words>(magnitude >= 8),
-                    is_nan = reinterpret_cast<words>(magnitude == 0x7FU);
-        const words normal = ((magnitude << 20) + (120U << 23)) | (is_nan & 0x7FC00000U);
-        const words bits = (all & 0x80U) << 24 | (normal & is_normal) | (small & ~is_normal);
-        std::memcpy(&x, &bits, sizeof(x));
-    } else {
-        for (int k = 0; k < 16; ++k) x[k] = decoded(from[k]);
-    }
-    x = x * scale;
-    if constexpr (std::is_same_v<T, float>) {
-        std::memcpy(to, &x, sizeof(x));
-    } else {
-        const doubles wide = __builtin_convertvector(x, doubles);
-        std::memcpy(to, &wide, sizeof(wide));
+// to[0, n) = scale from[0, n).
+template <class Arch, class S, class T>
+SLUICE_INLINE void decode(const S* from, float scale, idx n, T* to) {
+    using P = simd::pack<float, Arch>;
+    const P factor(scale);
+    idx j = 0;
+    for (; j + 4 * P::size <= n; j += 4 * P::size)
+        simd::unrolled<4>([&](auto k) __attribute__((always_inline)) {
+            const idx at = j + k * P::size;
+            store_first(simd::widen<Arch>(from + at) * factor, P::size, to + at);
+        });
+    for (; j + P::size <= n; j += P::size) store_first(simd::widen<Arch>(from + j) * factor, P::size, to + j);
+    if (j == n) return;
+    S last[static_cast<std::size_t>(P::size)] = {}; // of a loop over elements g++ makes a vector one
+    for (idx i = j; i < n; ++i) last[i - j] = from[i];
+    store_first(simd::widen<Arch>(last) * factor, n - j, to + j);
+}
+
+// The rows of one kind, by decode_row(from, number of the row, to). In one loop for all kinds registers run
+// out.
+template <bool Scaled, class S, class Scale, class T, class F>
+SLUICE_INLINE void decode_each(const decode_rows_args<S, Scale>& a, idx width, T* y, idx y_row,
+                               const F& decode_row) {
+    const idx n = a.n, x_row = a.x_row, bytes = width * static_cast<idx>(sizeof(S));
+    const idx ahead = gather_ahead(bytes);
+    const std::int32_t* const rows = a.rows;
+    const S* const x = a.x;
+    auto prefetch = [&](idx row) __attribute__((always_inline)) {
+        prefetch_row(x + row * x_row, bytes);
+        if constexpr (Scaled) __builtin_prefetch(a.scale + row * a.scale_row);
+    };
+    for (idx i = 0; i < std::min(ahead, n); ++i) prefetch(rows[i]);
+    for (idx i = 0; i < n; ++i, y += y_row) {
+        if (i + ahead < n) prefetch(rows[i + ahead]);
+        decode_row(x + rows[i] * x_row, rows[i], y);
     }
 }
 
 template <class Arch, class S, class Scale, class T>
 void decode_rows::operator()(Arch, const decode_rows_args<S, Scale>& a, T* y, idx y_row) const {
-    constexpr idx step = 16, line = 64;
-    const idx row_bytes = a.width * static_cast<idx>(sizeof(S)), ahead = gather_ahead(row_bytes);
-    const idx part = a.scale == nullptr ? a.width : (a.width + a.blocks - 1) / a.blocks;
-    for (idx i = 0; i < a.n; ++i) {
-        const idx later = a.rows[std::min(i + ahead, a.n - 1)];
-        const auto* next = reinterpret_cast<const char*>(a.x + later * a.x_row);
-        for (idx b = 0; b < row_bytes; b += line) __builtin_prefetch(next + b);
-        if (a.scale != nullptr) __builtin_prefetch(a.scale + later * a.scale_row);
-        const S* const from = a.x + a.rows[i] * a.x_row;
-        T* const to = y + i * y_row;
-        for (idx block = 0, begin = 0; begin < a.width; ++block, begin += part) {
-            const idx end = std::min(begin + part, a.width);
-            const float s = a.scale == nullptr ? 1.0F : decoded(a.scale[a.rows[i] * a.scale_row + block]);
-            idx j = begin;
-            for (; j + step <= end; j += step) decode16(from + j, s, to + j);
-            for (; j < end; ++j) to[j] = static_cast<T>(decoded(from[j]) * s);
-        }
+    auto rows_of = [&](auto width) __attribute__((always_inline)) {
+        const auto plain = [&](const S* from, idx, T* to) __attribute__((always_inline)) {
+            decode<Arch>(from, 1.0F, width, to);
+        };
+        const auto scaled = [&](const S* from, idx row, T* to) __attribute__((always_inline)) {
+            decode<Arch>(from, to_float(a.scale[row * a.scale_row]), width, to);
+        };
+        if (a.scale == nullptr)
+            decode_each<false>(a, width, y, y_row, plain);
+        else
+            decode_each<true>(a, width, y, y_row, scaled);
+    };
+    if (a.scale != nullptr && a.blocks > 1) {
+        const idx part = ceil_div(a.width, a.blocks);
+        const auto in_parts = [&](const S* from, idx row, T* to) __attribute__((always_inline)) {
+            const Scale* scale = a.scale + row * a.scale_row;
+            for (idx begin = 0; begin < a.width; begin += part)
+                decode<Arch>(from + begin, to_float(*scale++), std::min(part, a.width - begin), to + begin);
+        };
+        decode_each<true>(a, a.width, y, y_row, in_parts);
+    } else if (a.width == 80) { // of Engram-27B and 40B: without loops over a row, half the time in a cache
+        rows_of(std::integral_constant<idx, 80>{});
+    } else if (a.width == 64) { // of the published demo
+        rows_of(std::integral_constant<idx, 64>{});
+    } else {
+        rows_of(a.width);
     }
 }
 

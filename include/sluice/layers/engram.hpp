@@ -4,6 +4,7 @@
 //   k_1 .. k_M, v = W_kv e + b;  a_m = sigmoid(phi(<norm(h_m), norm(k_m)> / sqrt(d)));  u_m = a_m v
 //   y_m = u_m + silu(conv(norm(u_m)))                                     eqs. 4 to 6
 // y is what the layer adds: residual<engram<...>> is x + y. The rows to look up depend on token ids alone.
+// Copies of a token all get what its original does.
 #pragma once
 
 #include "../core/random.hpp"
@@ -13,6 +14,7 @@
 #include "../ops/memory_gate.hpp"
 #include "../ops/ngram_hash.hpp"
 #include "../ops/table.hpp"
+#include "../ops/tokens.hpp"
 
 namespace sluice {
 
@@ -28,7 +30,7 @@ struct engram_config {
     idx branches = 1; // side by side in a row of x; each has a gate of its own, all have one value
     idx d_memory = 0; // of all heads together
     ngram_hash hash{};
-    tensor_view<const std::int32_t> token_map{}; // 1 x vocabulary, see check_token_map; may be empty
+    tensor_view<const std::int32_t> token_map{}; // 1 x vocabulary, or empty; see check_token_map
     gate_form gate = gate_form::signed_root;
     double eps = 1e-6; // of the norms under the gate
     engram_convolution convolution{};
@@ -177,8 +179,9 @@ public:
         const auto ids = workspace.take<std::int32_t>(1, b.n_tokens);
         find_rows(b, state, ids, plan, ex);
     }
-    void prefetch(const tensor_view<const std::int32_t>& plan) const {
-        prefetch_rows(params_.table, {plan.data(), static_cast<std::size_t>(plan.size())});
+    // Returns at once; rows of a file are read meanwhile.
+    void prefetch(const tensor_view<const std::int32_t>& plan, executor_ref ex = {}) const {
+        prefetch_rows(params_.table, {plan.data(), static_cast<std::size_t>(plan.size())}, ex);
     }
 
     // Every sequence from its first token. The tape keeps all but the convolution's result.
@@ -195,12 +198,13 @@ public:
 
     // open (n_tokens, branches): how far each token's gates open, 0 to 1, for sequences from their start.
     void gates(const batch& b, in<T> x, tensor_view<T> open, arena& workspace, executor_ref ex = {}) const {
-        require_shape(x, b.n_tokens, d_in(), "engram", "x");
+        require_shape(x, b.rows(), d_in(), "engram", "x");
         require_shape(open, b.n_tokens, config_.branches, "engram", "open");
         check_tokens(b, nullptr, ex);
         const arena::scope scope(workspace);
-        const auto y = workspace.take<T>(b.n_tokens, d_out());
-        const kept k = compute(b, {}, x, y, nullptr, nullptr, workspace, ex);
+        const in<T> originals = b.copies == 1 ? x : in<T>(originals_of<T>(b, x, workspace, ex));
+        const kept k = look_up_all(tokens_of(b), {}, nullptr, nullptr, workspace, ex);
+        open_memory_gate<Arch, T>(weights(workspace, ex), originals, k.gated, ex);
         if (!ex.dry()) copy<T>(k.gated.gate, open, ex);
     }
 
@@ -212,18 +216,14 @@ public:
         SLUICE_ASSERT(apart(dx, dy)); // read again
         rehearse(ex, &tape, [&](executor_ref dry) { backward(b, x, dy, dx, tape, grad, workspace, dry); });
         const arena::scope scope(workspace);
-        const auto k = pop_kept(tape, b.n_tokens);
-        const auto d_kv = workspace.take<T>(b.n_tokens, config_.d_kv());
-        const auto slots = touch_rows(grad.table, span_of(k.plan), workspace, ex);
-        const memory_gate_weights<T> w = weights(workspace, ex);
-        memory_gate_backward<Arch, T>(b, w, x, k.gated, dy, d_kv, dx,
-                                      {grad.key_scale, grad.query_scale, grad.value_scale, grad.taps},
-                                      workspace, ex);
-        const auto memory = flat(k.memory, b.n_tokens);
-        matmul_dw<Arch, T>(d_kv, memory, grad.w_kv, workspace, ex);
-        if (config_.bias) add_rows<Arch, T>(d_kv, grad.b_kv, ex);
-        matmul_dx<Arch, T>(d_kv, params_.w_kv, memory, false, workspace, ex); // its gradient takes its place
-        embed_backward<Arch, T>(slots, k.memory, tensor_view<T>(grad.table), ex);
+        if (b.copies > 1) {
+            const auto d_tokens = workspace.take<T>(b.n_tokens, d_in());
+            backward_tokens(tokens_of(b), originals_of<T>(b, x, workspace, ex),
+                            sums_of_copies<T>(b, dy, workspace, ex), d_tokens, tape, grad, workspace, ex);
+            rows_from_tokens<T>(b, d_tokens, dx, false, ex);
+        } else {
+            backward_tokens(b, x, dy, dx, tape, grad, workspace, ex);
+        }
     }
 
     state_type bind_state(arena& memory, const limits& most) const {
@@ -282,7 +282,6 @@ private:
 
     void check_tokens(const batch& b, const state_type* state, executor_ref ex) const {
         check_batch(b, "engram");
-        require(b.copies == 1, "engram", "copies of tokens are not supported");
         if (ex.dry()) return;
         if (static_cast<idx>(b.ids.size()) != b.n_tokens)
             SLUICE_THROW(input_error("engram: the batch has no ids"));
@@ -310,21 +309,34 @@ private:
 
     void run(const batch& b, const tensor_view<const std::int32_t>& plan, in<T> x, tensor_view<T> y,
              state_type* state, arena* tape, arena& workspace, executor_ref ex) const {
-        const idx n = b.n_tokens;
-        require_shape(x, n, d_in(), "engram", "x");
-        require_shape(y, n, d_out(), "engram", "y");
+        require_shape(x, b.rows(), d_in(), "engram", "x");
+        require_shape(y, b.rows(), d_out(), "engram", "y");
         check_tokens(b, state, ex);
         SLUICE_ASSERT(apart(y, x));
         const arena::scope scope(workspace);
-        compute(b, plan, x, y, state, tape, workspace, ex);
+        if (b.copies == 1) return run_tokens(b, plan, x, y, state, tape, workspace, ex);
+        const auto out = workspace.take<T>(b.n_tokens, d_out());
+        run_tokens(tokens_of(b), plan, originals_of<T>(b, x, workspace, ex), out, state, tape, workspace, ex);
+        rows_from_tokens<T>(b, out, y, true, ex);
     }
-    // Leaves what it took in the workspace.
-    kept compute(const batch& b, const tensor_view<const std::int32_t>& plan, in<T> x, tensor_view<T> y,
-                 state_type* state, arena* tape, arena& workspace, executor_ref ex) const {
+    void run_tokens(const batch& b, const tensor_view<const std::int32_t>& plan, in<T> x, tensor_view<T> y,
+                    state_type* state, arena* tape, arena& workspace, executor_ref ex) const {
+        const kept k = look_up_all(b, plan, state, tape, workspace, ex);
+        auto earlier = [&](idx s, idx back) -> const T* { // rows before the batch's
+            const idx position = state == nullptr ? -1 : state->past(b, s) - back;
+            return position < 0 ? nullptr : state->row(b.slot(s), position);
+        };
+        // nothing after it can fail
+        apply_memory_gate<Arch, T>(b, weights(workspace, ex), x, k.gated, earlier, y, ex);
+        if (state != nullptr && !ex.dry()) state->append(b, k.gated.ids, k.gated.x);
+    }
+    // All that depends on ids alone.
+    kept look_up_all(const batch& b, const tensor_view<const std::int32_t>& plan, const state_type* state,
+                     arena* tape, arena& workspace, executor_ref ex) const {
         const idx n = b.n_tokens;
         const auto ids = workspace.take<std::int32_t>(1, n);
-        const memory_gate_weights<T> w = weights(workspace, ex);
-        const kept k = take_kept(tape == nullptr ? workspace : *tape, n);
+        kept k = take_kept(tape == nullptr ? workspace : *tape, n);
+        k.gated.ids = ids.data();
         if (plan.data() == nullptr) {
             find_rows(b, state, ids, k.plan, ex);
         } else if (!ex.dry()) {
@@ -333,16 +345,31 @@ private:
         }
         look_up<Arch, T>(params_.table, span_of(k.plan), k.memory, ex);
         matmul<Arch>(flat(k.memory, n), params_.w_kv, k.gated.kv, {.bias = params_.b_kv}, workspace, ex);
-        auto earlier = [&](idx s, idx back) -> const T* { // rows before the batch's
-            const idx position = state == nullptr ? -1 : state->past(b, s) - back;
-            return position < 0 ? nullptr : state->row(b.slot(s), position);
-        };
-        apply_memory_gate<Arch, T>(b, w, x, k.gated, earlier, y, ex); // nothing after it can fail
-        if (state != nullptr && !ex.dry()) state->append(b, ids.data(), k.gated.x);
         return k;
     }
+    template <class TableGradient>
+    void backward_tokens(const batch& b, in<T> x, in<T> dy, tensor_view<T> dx, arena& tape,
+                         const engram_params<T, TableGradient>& grad, arena& workspace,
+                         executor_ref ex) const {
+        auto k = pop_kept(tape, b.n_tokens);
+        if (!config_.token_map.empty()) {
+            const auto ids = workspace.take<std::int32_t>(1, b.n_tokens);
+            if (!ex.dry()) compress_ids(config_.token_map, config_.hash, b.ids, ids, "engram");
+            k.gated.ids = ids.data();
+        }
+        const auto d_kv = workspace.take<T>(b.n_tokens, config_.d_kv());
+        const auto slots = touch_rows(grad.table, span_of(k.plan), workspace, ex);
+        const memory_gate_weights<T> w = weights(workspace, ex);
+        memory_gate_backward<Arch, T>(b, w, x, k.gated, dy, d_kv, dx,
+                                      {grad.key_scale, grad.query_scale, grad.value_scale, grad.taps},
+                                      workspace, ex);
+        const auto memory = flat(k.memory, b.n_tokens);
+        matmul_dw<Arch, T>(d_kv, memory, grad.w_kv, workspace, ex);
+        if (config_.bias) add_rows<Arch, T>(d_kv, grad.b_kv, ex);
+        matmul_dx<Arch, T>(d_kv, params_.w_kv, memory, false, workspace, ex); // its gradient takes its place
+        embed_backward<Arch, T>(slots, k.memory, tensor_view<T>(grad.table), ex);
+    }
 
-    static constexpr idx most_taps = 16;
     config_type config_;
     params_type params_;
 };

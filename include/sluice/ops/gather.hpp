@@ -12,6 +12,9 @@ namespace sluice {
 
 // Throws input_error unless every index is a row.
 inline void check_rows(std::span<const std::int32_t> rows, idx n_rows, std::string_view where) {
+    std::uint32_t most = 0; // one comparison, that registers hold many of; a negative row is large
+    for (const std::int32_t r : rows) most = std::max(most, static_cast<std::uint32_t>(r));
+    if (rows.empty() || static_cast<idx>(most) < n_rows) return;
     for (std::size_t i = 0; i < rows.size(); ++i)
         if (rows[i] < 0 || rows[i] >= n_rows)
             SLUICE_THROW(input_error(std::string(where) + ": row " + std::to_string(rows[i]) + " at " +
@@ -54,9 +57,8 @@ void gather_sum(in<T> x, std::span<const std::int32_t> rows, tensor_view<T> y, e
     require(n * y.rows() == static_cast<idx>(rows.size()), "gather_sum",
             "rows must be the same number for every output");
     ex(y.rows(), [&](idx begin, idx end, idx) {
-        for (idx i = begin; i < end; ++i)
-            simd::invoke(Arch{}, kernels::gather_sum{}, x.data(), x.row_stride(), rows.data() + i * n, n,
-                         x.cols(), y.row(i));
+        simd::invoke(Arch{}, kernels::gather_sum{}, x.data(), x.row_stride(), rows.data() + begin * n, n,
+                     x.cols(), y.row(begin), y.row_stride(), end - begin);
     });
 }
 

@@ -2,11 +2,9 @@
 // for the formulas. Every token is computed alone and in one order, so that streaming gives forward's bits.
 #pragma once
 
-#include "../core/arena.hpp"
-#include "../core/batch.hpp"
-#include "../core/executor.hpp"
 #include "../kernels/elementwise.hpp"
 #include "../kernels/memory_gate.hpp"
+#include "tokens.hpp"
 
 namespace sluice {
 
@@ -16,6 +14,8 @@ template <class T>
 struct memory_gate_scales {
     tensor_view<T> key, query, value, taps;
 };
+
+inline constexpr idx most_taps = 16;
 
 template <class T>
 struct memory_gate_weights {
@@ -53,6 +53,10 @@ struct gated_memory {
     tensor_view<T> kv;                                // n x (branches + 1) d
     tensor_view<T> score, gate, h_inverse, k_inverse; // n x branches
     tensor_view<T> x, x_inverse;                      // n x branches d, n x branches; empty: no convolution
+    const std::int32_t* ids =
+        nullptr; // n: where they are below -1 the gate is shut and y zero; null: nowhere
+
+    bool masked(idx i) const { return ids != nullptr && ids[i] < -1; }
 
     static gated_memory take(arena& a, idx n, idx branches, idx d, bool convolution) {
         gated_memory g;
@@ -75,31 +79,11 @@ struct gated_memory {
 
 inline namespace SLUICE_ISA {
 
-namespace detail {
-
-// Calls f(sequence, token) for tokens [begin, end) of a batch.
-template <class F>
-void for_each_token(const batch& b, idx begin, idx end, F&& f) {
-    idx s = b.offsets.empty()
-                ? 0
-                : std::upper_bound(b.offsets.begin(), b.offsets.end(), begin) - b.offsets.begin() - 1;
-    for (; begin < end; ++begin) {
-        while (begin >= b.first_token(s) + b.tokens(s)) ++s;
-        f(s, begin);
-    }
-}
-
-inline constexpr idx most_taps = 16;
-
-} // namespace detail
-
-// y (n, branches d) from the stream h (same shape) and g.kv. `earlier(s, back)` is the row of x that stands
-// `back` tokens before the first that sequence s has here, or null.
-template <class Arch = simd::native, class T, class F>
-void apply_memory_gate(const batch& b, const memory_gate_weights<T>& w, in<T> h, const gated_memory<T>& g,
-                       const F& earlier, tensor_view<T> y, executor_ref ex) {
+// The gates of n tokens, and what the convolution sees, from the stream h (n, branches d) and g.kv.
+template <class Arch = simd::native, class T>
+void open_memory_gate(const memory_gate_weights<T>& w, in<T> h, const gated_memory<T>& g, executor_ref ex) {
     const idx d = w.d(), branches = w.branches(), n_taps = w.n_taps();
-    ex(b.n_tokens, [&](idx begin, idx end, idx) {
+    ex(h.rows(), [&](idx begin, idx end, idx) {
         simd::invoke(Arch{}, kernels::memory_gate{},
                      kernels::memory_gate_args<T>{.h = h.row(begin),
                                                   .h_row = h.row_stride(),
@@ -123,10 +107,24 @@ void apply_memory_gate(const batch& b, const memory_gate_weights<T>& w, in<T> h,
                                                   .eps = w.eps,
                                                   .x_eps = w.x_eps,
                                                   .form = w.form});
+        for (idx i = begin; i < end; ++i)
+            if (g.masked(i)) {
+                std::fill_n(g.gate.row(i), branches, T(0));
+                if (n_taps > 0) std::fill_n(g.x.row(i), branches * d, T(0));
+            }
     });
+}
+
+// y (n, branches d) from the stream h (same shape) and g.kv. `earlier(s, back)` is the row of x that stands
+// `back` tokens before the first that sequence s has here, or null.
+template <class Arch = simd::native, class T, class F>
+void apply_memory_gate(const batch& b, const memory_gate_weights<T>& w, in<T> h, const gated_memory<T>& g,
+                       const F& earlier, tensor_view<T> y, executor_ref ex) {
+    const idx d = w.d(), branches = w.branches(), n_taps = w.n_taps();
+    open_memory_gate<Arch, T>(w, h, g, ex);
     ex(b.n_tokens, [&](idx begin, idx end, idx) {
-        detail::for_each_token(b, begin, end, [&](idx s, idx i) {
-            const T* sources[detail::most_taps];
+        for_each_token(b, begin, end, [&](idx s, idx i) {
+            const T* sources[most_taps];
             for (idx j = 0; j < n_taps; ++j) {
                 const idx t = i - b.first_token(s) - j * w.dilation;
                 sources[j] = t >= 0 ? g.x.row(b.first_token(s) + t) : earlier(s, -t);
@@ -134,6 +132,7 @@ void apply_memory_gate(const batch& b, const memory_gate_weights<T>& w, in<T> h,
             simd::invoke(Arch{}, kernels::memory_output{}, static_cast<const T*>(g.gate.row(i)),
                          static_cast<const T*>(g.kv.row(i) + branches * d), w.conv(sources), branches, d,
                          y.row(i));
+            if (g.masked(i)) std::fill_n(y.row(i), y.cols(), T(0));
         });
     });
 }
@@ -153,17 +152,18 @@ void memory_gate_backward(const batch& b, const memory_gate_weights<T>& w, in<T>
     if (ex.dry()) return;
     if (n_taps > 0)
         ex(n, [&](idx begin, idx end, idx) {
-            detail::for_each_token(b, begin, end, [&](idx s, idx i) {
-                const T* sources[detail::most_taps];
+            for_each_token(b, begin, end, [&](idx s, idx i) {
+                const T* sources[most_taps];
                 for (idx j = 0; j < n_taps; ++j)
                     sources[j] =
                         i - j * w.dilation >= b.first_token(s) ? g.x.row(i - j * w.dilation) : nullptr;
                 simd::invoke(Arch{}, kernels::memory_dz{}, dy.row(i), w.conv(sources), width, dz.row(i));
+                if (g.masked(i)) std::fill_n(dz.row(i), width, T(0));
             });
         });
     ex(n, [&](idx begin, idx end, idx) {
-        detail::for_each_token(b, begin, end, [&](idx s, idx i) {
-            const T* later[detail::most_taps];
+        for_each_token(b, begin, end, [&](idx s, idx i) {
+            const T* later[most_taps];
             const idx last = b.first_token(s) + b.tokens(s);
             for (idx j = 0; j < n_taps; ++j)
                 later[j] = i + j * w.dilation < last ? dz.row(i + j * w.dilation) : nullptr;

@@ -219,14 +219,23 @@ inline void make_ngram_hashes(const ngram_hash_config& c, std::span<const idx> l
     }
 }
 
-// One compressed id for each token id; below 0: a boundary, which no n-gram reaches across. Empty: token ids
-// are taken as they are. Throws config_error unless the largest entry is that of the hash.
+// Entries of a map that are no ids. No n-gram reaches across a boundary; to a masked token, such as a part of
+// an image, which is a boundary too, memory adds nothing.
+inline constexpr std::int32_t boundary_id = -1, masked_id = -2;
+
+// One compressed id for each token id, or one of the above. Empty: token ids are taken as they are. Throws
+// config_error unless the largest entry is that of the hash, and none is below masked_id.
 inline void check_token_map(const tensor_view<const std::int32_t>& map, const ngram_hash& h,
                             std::string_view layer) {
     if (map.empty()) return;
     require_shape(map, 1, map.cols(), layer, "token_map");
     std::int32_t most = -1;
-    for (idx i = 0; i < map.cols(); ++i) most = std::max(most, map(0, i));
+    for (idx i = 0; i < map.cols(); ++i) {
+        most = std::max(most, map(0, i));
+        if (map(0, i) < masked_id)
+            SLUICE_THROW(config_error(std::string(layer) + ": token_map has " + std::to_string(map(0, i)) +
+                                      " for token " + std::to_string(i)));
+    }
     if (idx{most} + 1 != h.vocabulary)
         SLUICE_THROW(config_error(std::string(layer) + ": token_map has " + std::to_string(idx{most} + 1) +
                                   " different ids, the multipliers are those of " +
@@ -256,10 +265,7 @@ void ngram_rows(const ngram_hash& h, const batch& b, const std::int32_t* ids, co
     require_shape(rows, b.n_tokens, h.heads(), "ngram_rows", "rows");
     require(rows.contiguous(), "ngram_rows", "rows must be contiguous");
     ex(b.n_tokens, [&](idx begin, idx end, idx) {
-        idx s = b.offsets.empty()
-                    ? 0
-                    : std::upper_bound(b.offsets.begin(), b.offsets.end(), begin) - b.offsets.begin() - 1;
-        for (; begin < end; ++s) {
+        for (idx s = b.sequence_of(begin); begin < end; ++s) {
             const idx start = b.first_token(s), last = std::min(end, start + b.tokens(s));
             if (last <= begin) continue;
             std::int32_t history[most_n_gram];

@@ -2,7 +2,7 @@
 // the gradient of a table, which holds the rows that were touched and no others.
 //
 // A table is a view: a tensor_view, scaled_table, sharded_table, or a class with the members rows(), cols(),
-// prefetch(rows) and look_up<Arch>(rows, y, ex), such as io::table_file.
+// prefetch(rows, ex) and look_up<Arch>(rows, y, ex), such as table_ring.
 #pragma once
 
 #include "../core/params.hpp"
@@ -187,9 +187,9 @@ inline namespace SLUICE_ISA {
 
 // Asks for the cache lines of rows that look_up will want soon. Not more than fit the cache.
 template <class Table>
-void prefetch_rows(const Table& t, std::span<const std::int32_t> rows) {
-    if constexpr (requires { t.prefetch(rows); }) {
-        t.prefetch(rows);
+void prefetch_rows(const Table& t, std::span<const std::int32_t> rows, executor_ref ex = {}) {
+    if constexpr (requires { t.prefetch(rows, ex); }) {
+        t.prefetch(rows, ex);
     } else if constexpr (requires { t.elements; }) {
         prefetch_rows(t.elements, rows);
         prefetch_rows(t.scale, rows);
@@ -212,22 +212,12 @@ void prefetch_rows(const Table& t, std::span<const std::int32_t> rows) {
     }
 }
 
-namespace detail {
-
-inline void check_table_rows(std::span<const std::int32_t> rows, idx n_rows) {
-    std::uint32_t most = 0; // one comparison, that registers hold many of; a negative row is large
-    for (const std::int32_t r : rows) most = std::max(most, static_cast<std::uint32_t>(r));
-    if (!rows.empty() && static_cast<idx>(most) >= n_rows) check_rows(rows, n_rows, "look_up");
-}
-
-} // namespace detail
-
 // y(i) = row rows[i] of the table, decoded: y (rows, cols). Rows are checked always.
 template <class Arch = simd::native, class T, class Table>
 void look_up(const Table& t, std::span<const std::int32_t> rows, tensor_view<T> y, executor_ref ex) {
     if (ex.dry()) return;
     require_shape(y, static_cast<idx>(rows.size()), t.cols(), "look_up", "y");
-    detail::check_table_rows(rows, t.rows());
+    check_rows(rows, t.rows(), "look_up");
     if constexpr (requires { t.template look_up<Arch>(rows, y, ex); }) {
         t.template look_up<Arch>(rows, y, ex);
     } else if constexpr (requires { t.parts; }) {
@@ -270,6 +260,65 @@ void look_up(const Table& t, std::span<const std::int32_t> rows, tensor_view<T> 
         else
             run(t, static_cast<const float*>(nullptr), 0, 0);
     }
+}
+
+// Rounds x to rows [first, first + x.rows()) of a table: look_up's inverse. Each part that has a scale of its
+// own is as fine as its largest magnitude allows; scales of f8_e8m0 are powers of two, so that no more is
+// lost than the type loses. Throws input_error for numbers that are not finite where there are scales.
+template <class S>
+void store_rows(in<float> x, tensor_view<S> table, idx first, executor_ref ex = {}) {
+    require_shape(x, x.rows(), table.cols(), "store_rows", "x");
+    require(first >= 0 && first <= table.rows() - x.rows(), "store_rows", "rows are outside the table");
+    ex(x.rows(), [&](idx begin, idx end, idx) {
+        for (idx i = begin; i < end; ++i)
+            for (idx j = 0; j < x.cols(); ++j) {
+                if constexpr (std::is_same_v<S, bf16>)
+                    table(first + i, j) = to_bf16(x(i, j));
+                else if constexpr (std::is_same_v<S, half>)
+                    table(first + i, j) = to_half(x(i, j));
+                else
+                    table(first + i, j) = static_cast<S>(x(i, j));
+            }
+    });
+}
+template <class S, class Scale>
+void store_rows(in<float> x, const scaled_table<S, Scale>& table, idx first, executor_ref ex = {}) {
+    constexpr bool bytes = std::is_same_v<S, std::int8_t>;
+    static_assert(bytes || std::is_same_v<S, f8_e4m3>, "sluice: scales are for int8 and f8_e4m3");
+    require_table(table, table.rows(), x.cols(), "store_rows");
+    require(first >= 0 && first <= table.rows() - x.rows(), "store_rows", "rows are outside the table");
+    for (idx i = 0; i < x.rows(); ++i)
+        for (idx j = 0; j < x.cols(); ++j)
+            if (!std::isfinite(x(i, j)))
+                SLUICE_THROW(input_error("store_rows: row " + std::to_string(i) +
+                                         " holds a number that is not finite"));
+    const idx part = ceil_div(x.cols(), table.scale.cols());
+    ex(x.rows(), [&](idx begin, idx end, idx) {
+        for (idx i = begin; i < end; ++i)
+            for (idx at = 0, k = 0; at < x.cols(); at += part, ++k) {
+                const idx last = std::min(at + part, x.cols());
+                float largest = 0;
+                for (idx j = at; j < last; ++j) largest = std::max(largest, std::abs(x(i, j)));
+                float scale = largest / (bytes ? 127.0F : 448.0F);
+                if constexpr (std::is_same_v<Scale, f8_e8m0>) {
+                    int exponent = -127; // the least power of two that is not less
+                    if (scale > 0 && std::frexp(scale, &exponent) == 0.5F) --exponent;
+                    table.scale(first + i,
+                                k) = {static_cast<std::uint8_t>(std::clamp(exponent, -127, 127) + 127)};
+                    scale = to_float(table.scale(first + i, k));
+                } else {
+                    table.scale(first + i, k) = scale;
+                }
+                for (idx j = at; j < last; ++j) {
+                    const float scaled = scale > 0 ? x(i, j) / scale : 0;
+                    if constexpr (bytes)
+                        table.elements(first + i, j) =
+                            static_cast<S>(std::lrint(std::clamp(scaled, -127.0F, 127.0F)));
+                    else
+                        table.elements(first + i, j) = to_f8_e4m3(scaled);
+                }
+            }
+    });
 }
 
 // Where the gradient of each row of the table is to be added: `embed_backward` adds rows of dy to these rows

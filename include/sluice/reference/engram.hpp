@@ -56,7 +56,8 @@ inline std::vector<idx> engram_rows(const engram_hash& h, std::span<const std::i
     return rows;
 }
 
-// y (n, branches d_model) from x of the same shape; ids are compressed, below 0: a boundary.
+// y (n, branches d_model) from x of the same shape; ids are compressed, below 0: a boundary, below -1: a
+// token that nothing is added to.
 template <class T>
 void engram(const engram_hash& hash, const engram_shape& c, const engram_weights<T>& p, const batch& b,
             std::span<const std::int32_t> ids, in<T> x, tensor_view<T> y) {
@@ -87,7 +88,8 @@ void engram(const engram_hash& hash, const engram_shape& c, const engram_weights
                 score /= std::sqrt(static_cast<T>(d));
                 if (c.signed_root)
                     score = std::copysign(std::sqrt(std::max(std::abs(score), T(1e-6))), score);
-                const T gate = T(1) / (T(1) + std::exp(-score));
+                const bool masked = mine[static_cast<std::size_t>(i)] < -1;
+                const T gate = masked ? T(0) : T(1) / (T(1) + std::exp(-score));
                 for (idx j = 0; j < d; ++j) u(i, m * d + j) = gate * kv(i, width + j);
                 if (p.taps.empty()) continue;
                 const T u_inverse = inverse(u.row(i) + m * d, c.conv_eps);
@@ -99,7 +101,8 @@ void engram(const engram_hash& hash, const engram_shape& c, const engram_weights
                 T z = 0;
                 for (idx k = 0; k < p.taps.rows() && i - k * c.dilation >= 0; ++k)
                     z += p.taps(k, j) * normed(i - k * c.dilation, j);
-                y(start + i, j) = u(i, j) + z / (T(1) + std::exp(-z));
+                const bool masked = mine[static_cast<std::size_t>(i)] < -1;
+                y(start + i, j) = masked ? T(0) : u(i, j) + z / (T(1) + std::exp(-z));
             }
     }
 }
