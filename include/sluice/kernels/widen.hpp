@@ -25,19 +25,19 @@ SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_both(const bf16* row
 }
 template <class Arch>
 SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_both(const half* row, idx offset) {
-    return {simd::load_halves<Arch>(row + offset),
-            simd::load_halves<Arch>(row + gemm_tile<float, Arch>::half + offset)};
+    return {simd::widen<Arch>(row + offset), simd::widen<Arch>(row + gemm_tile<float, Arch>::half + offset)};
 }
 
 // Scales, or minima, of the columns of a tile.
 template <class Arch, class S>
 SLUICE_INLINE simd::pack_pair<simd::pack<float, Arch>> load_scales(const std::byte* at, idx offset) {
-    constexpr idx half = gemm_tile<float, Arch>::half;
+    constexpr idx half_cols = gemm_tile<float, Arch>::half;
     if constexpr (panel_format<S>::half_scales) {
-        return {simd::load_halves<Arch>(at + 2 * offset), simd::load_halves<Arch>(at + 2 * (half + offset))};
+        const auto* scales = reinterpret_cast<const half*>(at);
+        return {simd::widen<Arch>(scales + offset), simd::widen<Arch>(scales + half_cols + offset)};
     } else {
         return {simd::bits_as<float>(simd::load_words<Arch>(at + 4 * offset)),
-                simd::bits_as<float>(simd::load_words<Arch>(at + 4 * (half + offset)))};
+                simd::bits_as<float>(simd::load_words<Arch>(at + 4 * (half_cols + offset)))};
     }
 }
 

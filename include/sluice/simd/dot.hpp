@@ -179,39 +179,4 @@ SLUICE_INLINE void store_bytes(words<Arch> a, std::int8_t* out) {
     }
 }
 
-// The 16-bit numbers at p, one to a lane.
-template <class Arch>
-SLUICE_INLINE words<Arch> load_shorts(const void* p) {
-    constexpr auto n = static_cast<std::size_t>(words<Arch>::size);
-#if defined(__AVX2__)
-    if constexpr (n == 8)
-        return typename words<Arch>::batch(
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
-#endif
-#if defined(__AVX512F__)
-    if constexpr (n == 16)
-        return typename words<Arch>::batch(
-            _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
-#endif
-    std::uint16_t shorts[n];
-    std::memcpy(shorts, p, sizeof(shorts));
-    std::int32_t lanes[n];
-    for (std::size_t i = 0; i < n; ++i) lanes[i] = shorts[i];
-    return load_words<Arch>(lanes);
-}
-
-// Finite half floats. Exact, subnormal ones too.
-template <class Arch>
-SLUICE_INLINE pack<float, Arch> load_halves(const void* p) {
-#if defined(__AVX512F__)
-    if constexpr (words<Arch>::size == 16)
-        return typename pack<float, Arch>::batch(
-            _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
-#endif
-    using W = words<Arch>;
-    const W bits = load_shorts<Arch>(p);
-    const auto value = bits_as<float>((bits & W(0x7FFF)) << 13) * pack<float, Arch>(0x1p112F);
-    return bits_as<float>(bits_as<std::int32_t>(value) | (bits & W(0x8000)) << 16);
-}
-
 } // namespace sluice::simd
