@@ -4,7 +4,7 @@
 # sluice::simd::portable, or simd::dynamic<...> with these names, in place of the Arch of layers and functions. The
 # target itself is compiled for the oldest processor that has to run it. SOURCES are compiled in the same way: files
 # of kernels and policies of the user's own, see sluice/simd/instantiate.hpp. Names: sse2, sse4_2, avx, avx2 (with
-# fma), avx512 (F, CD, BW, DQ, VL). On processors other than x86-64 there is nothing to choose, and nothing is done.
+# fma), avx512 (F, CD, BW, DQ, VL), avx512_vnni (and products of bytes). On processors other than x86-64 there is nothing to choose, and nothing is done.
 
 # The flags of an architecture, and what the name of every symbol compiled for it contains.
 function(sluice_dispatch_flags arch flags mangled)
@@ -18,8 +18,10 @@ function(sluice_dispatch_flags arch flags mangled)
         set(these 4fma3I -mavx2 -mfma)
     elseif(arch STREQUAL "avx512")
         set(these 8avx512bwE -mavx2 -mfma -mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl)
+    elseif(arch STREQUAL "avx512_vnni")
+        set(these 11avx512_vnniE -mavx2 -mfma -mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
     else()
-        message(FATAL_ERROR "sluice_dispatch: ${arch} is none of sse2, sse4_2, avx, avx2, avx512.")
+        message(FATAL_ERROR "sluice_dispatch: ${arch} is none of sse2, sse4_2, avx, avx2, avx512, avx512_vnni.")
     endif()
     list(POP_FRONT these name)
     set(${mangled} ${name} PARENT_SCOPE)
@@ -65,7 +67,7 @@ function(sluice_dispatch target)
         return()
     endif()
     if(NOT arg_ARCHS)
-        set(arg_ARCHS sse2 avx2 avx512)
+        set(arg_ARCHS sse2 avx2 avx512 avx512_vnni)
     endif()
     foreach(arch IN LISTS arg_ARCHS)
         # Those of the library are the same for all targets.

@@ -4,6 +4,7 @@
 #include <sluice/kernels/adamw.hpp>
 #include <sluice/kernels/elementwise.hpp>
 #include <sluice/kernels/gather.hpp>
+#include <sluice/kernels/gemm_bytes.hpp>
 #include <sluice/kernels/gemm_few_rows.hpp>
 #include <sluice/kernels/memory_gate.hpp>
 #include <sluice/kernels/ngram_hash.hpp>
@@ -23,9 +24,13 @@ template struct sluice::simd::compile<
     simd::native,
     activation_calls<float, activation::silu, activation::gelu, activation::relu, activation::quick_gelu>,
     adamw_calls<float>, elementwise_calls<float>, gather_calls<float>, gemm_calls<float>,
-    gemm_calls<float, bf16>, widen_calls, gemm_few_rows_calls<float>, gemm_few_rows_calls<float, bf16>,
-    memory_gate_calls<float>, table_calls<float>, ngram_hash_calls, norm_calls<float>, rotary_calls<float>,
-    routing_calls<float>, softmax_calls<float>, top_k_calls<float>,
+    gemm_calls<float, bf16>, widen_calls<bf16>, widen_calls<half>, widen_calls<in_float<int8_row>>,
+    widen_calls<in_float<int8_block>>, widen_calls<in_float<int4_block>>,
+    widen_calls<in_float<int4_block_min>>, quantise_calls, gemm_bytes_calls<int8_row>,
+    gemm_bytes_calls<int8_block>, gemm_bytes_calls<int4_block>, gemm_bytes_calls<int4_block_min>,
+    gemm_few_rows_calls<float>, gemm_few_rows_calls<float, bf16>, memory_gate_calls<float>,
+    table_calls<float>, ngram_hash_calls, norm_calls<float>, rotary_calls<float>, routing_calls<float>,
+    softmax_calls<float>, top_k_calls<float>,
     attention_calls<float, causal_attention, packed_keys<float>, cached_keys<float>>,
     attention_backward_calls<float, causal_attention>,
     attention_calls<float, copy_attention, copy_sources<float>>,

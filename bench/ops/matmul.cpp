@@ -24,6 +24,7 @@ struct unpacked_f32 {
     static constexpr double bytes_of_weight = 4;
     static constexpr double tolerance = 1e-4; // against products in f32
     static constexpr onednn_form peer_form = onednn_form::plain;
+    static constexpr unit peak = unit::f32_fma;
     explicit unpacked_f32(tensor_view<const float> w) : view(w) {}
     tensor_view<const float> view; // what matmul takes
 };
@@ -31,12 +32,13 @@ struct unpacked_f32 {
 // Packed before the clock starts, as weights are.
 template <class S>
 struct packed_storage {
+    static constexpr unit peak = multiplies_bytes<S> ? unit::int8_dot : unit::f32_fma;
     explicit packed_storage(tensor_view<const float> w)
         : memory(1, tensor_view<packed<S>>::elements(w.rows(), w.cols())),
           view(memory.data(), w.rows(), w.cols()) {
         pack_matrix(w, view);
     }
-    tensor<S> memory;
+    tensor<typename tensor_view<packed<S>>::element> memory;
     tensor_view<packed<S>> view;
 };
 struct packed_f32 : packed_storage<float> {
@@ -54,6 +56,21 @@ struct packed_bf16 : packed_storage<bf16> {
     static constexpr double bytes_of_weight = 2;
     static constexpr double tolerance = 1e-2; // against products of the weights before they were narrowed
     static constexpr onednn_form peer_form = onednn_form::packed_bf16;
+};
+
+// Codes and scales; x becomes bytes within the time. A peer of its own kind has the values as floats.
+template <class S>
+struct packed_bytes : packed_storage<S> {
+    using packed_storage<S>::packed_storage;
+    static constexpr bool is_row = std::is_same_v<S, int8_row>;
+    static constexpr const char* name = is_row                          ? "packed/int8row"
+                                        : std::is_same_v<S, int8_block> ? "packed/int8block"
+                                                                        : "packed/int4block";
+    static constexpr const char *openblas_name = "openblas_f32", *eigen_name = "eigen_f32";
+    static constexpr double bytes_of_weight =
+        (is_row ? 0.0 : 1.0 / 16) + static_cast<double>(panel_format<S>::bits) / 8;
+    static constexpr double tolerance = panel_format<S>::bits == 8 ? 0.1 : 0.6;
+    static constexpr onednn_form peer_form = onednn_form::packed;
 };
 
 struct forward_data {
@@ -76,7 +93,7 @@ void forward(const shape& s, when w = when::always) {
                 matmul(d.x, storage.view, d.y.view(), {}, workspace, ex);
             };
             auto& workspace = c.hold<arena>(workspace_for(c.threads(), multiply));
-            c.flops(s.flops());
+            c.flops(s.flops(), Storage::peak);
             // Few rows are bound by reading the weights.
             if (s.rows <= 16)
                 c.bytes(Storage::bytes_of_weight * static_cast<double>(d.w.size()), traffic::read);
@@ -143,6 +160,11 @@ const declare rows([] {
         forward<unpacked_f32>(s);
         forward<packed_f32>(s);
         forward<packed_bf16>(s);
+    }
+    for (const shape& s : {shapes[0], shapes[2], shapes[3]}) {
+        forward<packed_bytes<int8_row>>(s);
+        forward<packed_bytes<int8_block>>(s);
+        forward<packed_bytes<int4_block>>(s);
     }
     for (const shape& s : {shape{128, 4096, 1024}, shape{16, 4096, 4096}, shape{4096, 4096, 4096}})
         forward<unpacked_f32>(s, when::full);

@@ -38,9 +38,9 @@ TEST_CASE("the instruction set's name follows the compiler's macros") {
     const std::string name = TEXT(SLUICE_ISA);
     CHECK(name.substr(0, 4) == "isa_");
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-    CHECK(name == "isa_avx512");
+    CHECK(name.substr(0, 10) == "isa_avx512");
 #elif defined(__AVX2__) && defined(__FMA__)
-    CHECK(name == "isa_avx2");
+    CHECK(name.substr(0, 8) == "isa_avx2");
 #elif defined(__x86_64__) && !defined(__SSE4_1__)
     CHECK(name == "isa_sse2");
 #endif

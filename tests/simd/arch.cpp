@@ -68,9 +68,9 @@ TEST_CASE("native has the registers that the name of the ISA promises") {
     const std::string isa = ISA_TEXT(SLUICE_ISA);
     const idx bytes = simd::pack<float, simd::native>::size * 4;
     INFO(isa);
-    if (isa == "isa_avx512")
+    if (isa == "isa_avx512" || isa == "isa_avx512_vnni")
         CHECK(bytes == 64);
-    else if (isa == "isa_avx2" || isa == "isa_avx")
+    else if (isa == "isa_avx2" || isa == "isa_avx2_vnni" || isa == "isa_avx")
         CHECK(bytes == 32);
     else if (isa == "isa_sse4" || isa == "isa_sse2" || isa == "isa_neon64")
         CHECK(bytes == 16);
@@ -115,6 +115,8 @@ TEST_CASE("lanes of instruction sets that the flags do not allow") {
     CHECK(simd::lanes<float>(simd::sse2{}) == 4);
     CHECK(simd::lanes<float>(simd::avx2{}) == 8);
     CHECK(simd::lanes<float>(simd::avx512{}) == 16);
+    CHECK(simd::lanes<float>(simd::avx512_vnni{}) == 16);
+    CHECK(simd::lanes<float>(simd::avx2_vnni{}) == 8);
     CHECK(simd::lanes<double>(simd::avx512{}) == 8);
     CHECK(simd::lanes<float>(simd::neon64{}) == 4);
 }

@@ -43,12 +43,25 @@ struct element_of<const packed<S>> {
     using type = const S;
 };
 
+// Elements of a panel.
+template <class S>
+struct panel_size {
+    static constexpr idx of(idx cols) { return panel_cols<compute_type<S>> * cols; }
+};
+template <class W>
+struct stored {};
+template <class S>
+struct stored<packed<S>> {
+    using type = S;
+};
+
 template <class W>
 requires is_packed<W>
 class tensor_view<W> {
 public:
     using element = typename element_of<W>::type;
     using value_type = std::remove_const_t<W>;
+    using storage = typename stored<value_type>::type;
     static constexpr idx panel = panel_cols<compute_type<W>>;
 
     constexpr tensor_view() = default;
@@ -60,9 +73,11 @@ public:
     constexpr idx size() const { return rows_ * cols_; }
     constexpr bool empty() const { return rows_ == 0 || cols_ == 0; }
     // Elements in memory, padding included.
-    static constexpr idx elements(idx rows, idx cols) { return round_up(rows, panel) * cols; }
+    static constexpr idx elements(idx rows, idx cols) {
+        return ceil_div(rows, panel) * panel_size<storage>::of(cols);
+    }
     // From panel to panel.
-    constexpr idx panel_stride() const { return panel * cols_; }
+    constexpr idx panel_stride() const { return panel_size<storage>::of(cols_); }
 
     constexpr operator tensor_view<const W>() const requires(!std::is_const_v<W>) {
         return {data_, rows_, cols_};

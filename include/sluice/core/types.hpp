@@ -16,7 +16,13 @@
 #endif
 
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#    define SLUICE_ISA isa_avx512
+#    if defined(__AVX512VNNI__)
+#        define SLUICE_ISA isa_avx512_vnni
+#    else
+#        define SLUICE_ISA isa_avx512
+#    endif
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
+#    define SLUICE_ISA isa_avx2_vnni
 #elif defined(__AVX2__) && defined(__FMA__)
 #    define SLUICE_ISA isa_avx2
 #elif defined(__AVX__)

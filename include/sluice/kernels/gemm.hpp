@@ -58,17 +58,9 @@ struct gemm_pack {
     void operator()(Arch, const S* source, idx stride, bool transposed, idx k, idx n, T* panels) const;
 };
 
-// Writes the k rows of one bf16 panel as floats in plain order.
-struct widen_panel {
-    template <class Arch>
-    void operator()(Arch, const bf16* panel, idx k, float* out) const;
-};
-
 template <class T, class S = T>
 using gemm_calls = simd::calls<simd::call<gemm_block, const gemm_block_args<T, S>&>,
                                simd::call<gemm_pack, const S*, idx, bool, idx, idx, T*>>;
-using widen_calls = simd::calls<simd::call<widen_panel, const bf16*, idx, float*>>;
-
 // Where the columns of a tile are: vector v holds columns v * half + offset onwards.
 template <class Arch, class T>
 struct gemm_columns {
@@ -247,18 +239,6 @@ void gemm_pack::operator()(Arch, const S* source, idx stride, bool transposed, i
             T* to = panels + j * k + i * cols;
             for (idx v = 0; v < width; ++v) to[v] = widen<T>(from[v]);
             std::fill_n(to + width, cols - width, T(0));
-        }
-}
-
-template <class Arch>
-void widen_panel::operator()(Arch, const bf16* panel, idx k, float* out) const {
-    using P = simd::pack<float, Arch>;
-    constexpr idx cols = gemm_tile<float, Arch>::cols;
-    for (idx i = 0; i < k; ++i, panel += cols, out += cols)
-        for (idx offset = 0; offset < cols / 2; offset += P::size) {
-            const auto both = simd::load_pairs<Arch>(panel + 2 * offset);
-            both.low.store(out + offset);
-            both.high.store(out + cols / 2 + offset);
         }
 }
 

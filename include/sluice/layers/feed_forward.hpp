@@ -226,23 +226,24 @@ public:
         const bool gated = config_.gated();
         const auto hidden = backward ? workspace.take<T>(x.rows(), config_.d_ff) : kept.up;
         using P = feed_forward_params<W>;
-        auto up = [&](idx e) { return product_of(offsets, x, e, &P::w_up, &P::b_up, kept.up); };
+        const auto rows = detail::product_rows_of<Arch, W>(x, workspace, ex);
+        auto up = [&](idx e) { return product_of(offsets, rows, e, &P::w_up, &P::b_up, kept.up); };
         auto inner = [&](idx e) {
-            return gated ? product_of(offsets, x, e, &P::w_gate, &P::b_gate, kept.gate) : up(e);
+            return gated ? product_of(offsets, rows, e, &P::w_gate, &P::b_gate, kept.gate) : up(e);
         };
         const auto n = static_cast<idx>(experts_.size());
-        detail::run_products<T>(
-            n, inner(all), inner, workspace, ex, [&](idx e, const auto& task, const auto& with) {
-                using task_type = typename decltype(inner(e))::block;
-                const task_type at{task.i, task.rows, task.j, task.cols};
-                in<T> factor;
-                if (gated) {
-                    up(e).multiply(at, {with.a, with.a_scratch, with.b_scratch});
-                    factor = rows_of(offsets, e, kept.up);
-                }
-                inner(e).activate(at, config_.act(), factor, rows_of(offsets, e, hidden), config_.glu);
-            });
-        auto outer = [&](idx e) { return product_of(offsets, hidden, e, &P::w_down, &P::b_down, y); };
+        detail::run_products<T>(n, inner(all), inner, workspace, ex,
+                                [&](idx e, const auto& task, const auto& with) {
+                                    in<T> factor;
+                                    if (gated) {
+                                        up(e).multiply(task, {with.a, with.a_scratch, with.b_scratch});
+                                        factor = rows_of(offsets, e, kept.up);
+                                    }
+                                    detail::activate_block<Arch, T>(task, config_.act(), inner(e).c, factor,
+                                                                    rows_of(offsets, e, hidden), config_.glu);
+                                });
+        const auto inside = detail::product_rows_of<Arch, W>(in<T>(hidden), workspace, ex);
+        auto outer = [&](idx e) { return product_of(offsets, inside, e, &P::w_down, &P::b_down, y); };
         detail::run_products<T>(n, outer(all), outer, workspace, ex, [](idx, const auto&, const auto&) {});
     }
 
@@ -280,8 +281,8 @@ private:
     static V rows_of(const std::int32_t* offsets, idx e, const V& t) {
         return e == all || t.empty() ? t : t.row_block(offsets[e], offsets[e + 1] - offsets[e]);
     }
-    template <class Weights, class Bias>
-    auto product_of(const std::int32_t* offsets, in<T> x, idx e, Weights w, Bias b,
+    template <class Rows, class Weights, class Bias>
+    auto product_of(const std::int32_t* offsets, const Rows& x, idx e, Weights w, Bias b,
                     const tensor_view<T>& y) const {
         const auto p = params_of(e);
         auto made =

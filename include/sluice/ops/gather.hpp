@@ -6,6 +6,7 @@
 #include "../core/tensor_view.hpp"
 #include "../kernels/elementwise.hpp"
 #include "../kernels/gather.hpp"
+#include "quantise.hpp"
 
 namespace sluice {
 
@@ -87,6 +88,25 @@ void embed(std::span<const token_id> ids, in<T> table, tensor_view<T> y, executo
     ex(y.rows(), [&](idx begin, idx end, idx) {
         for (idx i = begin; i < end; ++i)
             std::copy_n(table.row(ids[static_cast<std::size_t>(i)]), y.cols(), y.row(i));
+    });
+}
+
+// The same of a table stored smaller, or packed.
+template <class Arch = simd::native, class T, class W>
+requires(!std::is_same_v<std::remove_const_t<W>, T>) void embed(std::span<const token_id> ids,
+                                                                const tensor_view<W>& table, tensor_view<T> y,
+                                                                executor_ref ex) {
+    if (ex.dry()) return;
+    check_ids(ids, table.rows(), "embedding");
+    require_shape(y, static_cast<idx>(ids.size()), table.cols(), "embedding", "y");
+    ex(y.rows(), [&](idx begin, idx end, idx) {
+        for (idx i = begin; i < end; ++i) {
+            const idx row = ids[static_cast<std::size_t>(i)];
+            if constexpr (is_packed<W>)
+                unpack_row(table, row, y.row(i));
+            else
+                for (idx k = 0; k < y.cols(); ++k) y(i, k) = to_float(table(row, k));
+        }
     });
 }
 

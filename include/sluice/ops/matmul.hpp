@@ -9,7 +9,9 @@
 #include "../core/arena.hpp"
 #include "../core/executor.hpp"
 #include "../core/params.hpp"
+#include "byte_product.hpp"
 #include "product.hpp"
+#include "quantise.hpp"
 
 namespace sluice {
 
@@ -25,24 +27,33 @@ inline namespace SLUICE_ISA {
 namespace detail {
 
 template <class T>
-void check_matmul(in<T> x, idx w_rows, idx w_cols, const tensor_view<T>& y, const matmul_options<T>& o) {
-    if (w_rows != y.cols() || w_cols != x.cols())
-        SLUICE_THROW(config_error("matmul: w must be " + shape_text(y.cols(), x.cols()) + ", is " +
+void check_matmul(idx m, idx k, idx w_rows, idx w_cols, const tensor_view<T>& y, const matmul_options<T>& o) {
+    if (w_rows != y.cols() || w_cols != k)
+        SLUICE_THROW(config_error("matmul: w must be " + shape_text(y.cols(), k) + ", is " +
                                   shape_text(w_rows, w_cols)));
-    require_shape(y, x.rows(), w_rows, "matmul", "y");
+    require_shape(y, m, w_rows, "matmul", "y");
     const bool biased = o.bias.cols() > 0, added = o.residual.cols() > 0;
     require(!(biased && added), "matmul", "bias and residual exclude each other");
     if (biased) require_shape(o.bias, 1, y.cols(), "matmul", "bias");
     if (added) require_shape(o.residual, y.rows(), y.cols(), "matmul", "residual");
 }
 
-template <class Arch, class T, class W>
-product<Arch, T, storage_of<W>> make_product(in<T> x, const tensor_view<W>& w, tensor_view<T> y,
-                                             const matmul_options<T>& o) {
-    check_matmul(x, w.rows(), w.cols(), y, o);
-    SLUICE_ASSERT(apart(y, x, o.bias) && apart_or_same(y, o.residual));
-    if constexpr (!is_packed<W>) SLUICE_ASSERT(apart(y, w));
-    product<Arch, T, storage_of<W>> p{.a = {x.data(), x.row_stride()}, .b = w, .c = y, .k = x.cols()};
+// What a product reads of x: x itself, or its rows as bytes, in workspace that the caller gives back.
+template <class Arch, class W, class T>
+auto product_rows_of(const tensor_view<const T>& x, arena& workspace, executor_ref ex) {
+    if constexpr (multiplies_bytes<W>)
+        return make_byte_rows<Arch, storage_of<W>>(x, workspace, ex);
+    else
+        return x;
+}
+
+template <class Arch, class W, class Rows, class T>
+auto make_product(const Rows& x, const tensor_view<W>& w, tensor_view<T> y, const matmul_options<T>& o) {
+    check_matmul<T>(x.rows(), x.cols(), w.rows(), w.cols(), y, o);
+    SLUICE_ASSERT(apart_or_same(y, o.residual) && apart(y, o.bias));
+    using P = std::conditional_t<multiplies_bytes<W>, byte_product<Arch, storage_of<W>>,
+                                 product<Arch, T, storage_of<W>>>;
+    P p{.a = x, .b = w, .c = y, .k = x.cols()};
     if (o.bias.cols() > 0) p.start = o.bias.data();
     if (o.residual.cols() > 0) {
         p.start = o.residual.data();
@@ -55,7 +66,10 @@ product<Arch, T, storage_of<W>> make_product(in<T> x, const tensor_view<W>& w, t
 template <class Arch, class T, class W>
 void run_matmul(in<T> x, const tensor_view<W>& w, tensor_view<T> y, const matmul_options<T>& o,
                 arena& workspace, executor_ref ex) {
-    const auto p = make_product<Arch>(x, w, y, o);
+    const arena::scope scope(workspace);
+    SLUICE_ASSERT(apart(y, x));
+    if constexpr (!is_packed<W>) SLUICE_ASSERT(apart(y, w));
+    const auto p = make_product<Arch>(product_rows_of<Arch, W>(x, workspace, ex), w, y, o);
     if (!y.empty()) p.run(workspace, ex);
 }
 
@@ -92,13 +106,16 @@ void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tenso
                   tensor_view<T> y, arena& workspace, executor_ref ex) {
     require_shape(gate, y.rows(), y.cols(), "matmul_gated", "gate");
     require_shape(up, y.rows(), y.cols(), "matmul_gated", "up");
-    SLUICE_ASSERT(apart(gate, up) && apart(y, x) && apart_or_same(y, gate, up));
-    const auto first = detail::make_product<Arch>(x, w.gate, gate, {.bias = w.gate_bias});
-    const auto second = detail::make_product<Arch>(x, w.up, up, {.bias = w.up_bias});
+    SLUICE_ASSERT(apart(gate, up, x) && apart(up, x) && apart(y, x) && apart_or_same(y, gate, up));
+    if constexpr (!is_packed<W>) SLUICE_ASSERT(apart(gate, w.gate, w.up) && apart(up, w.gate, w.up));
+    const arena::scope scope(workspace);
+    const auto rows = detail::product_rows_of<Arch, W>(x, workspace, ex);
+    const auto first = detail::make_product<Arch>(rows, w.gate, gate, {.bias = w.gate_bias});
+    const auto second = detail::make_product<Arch>(rows, w.up, up, {.bias = w.up_bias});
     if (y.empty()) return;
     first.run(workspace, ex, [&](const auto& task, const auto& tools) {
         second.multiply(task, {tools.a, tools.a_scratch, tools.b_scratch});
-        first.activate(task, w.act, up, y, w.form);
+        detail::activate_block<Arch, T>(task, w.act, gate, up, y, w.form);
     });
 }
 
@@ -109,7 +126,7 @@ void matmul_dx(in<T> dy, in<T> w, tensor_view<T> dx, bool accumulate, arena& wor
     require_shape(dx, dy.rows(), w.cols(), "matmul_dx", "dx");
     SLUICE_ASSERT(apart(dx, dy, w));
     if (dx.empty()) return;
-    detail::product<Arch, T, T> p{.a = {dy.data(), dy.row_stride()}, .b = w, .c = dx, .k = dy.cols()};
+    detail::product<Arch, T, T> p{.a = dy, .b = w, .c = dx, .k = dy.cols()};
     p.b.by_rows = true;
     if (accumulate) {
         p.start = dx.data();
@@ -130,29 +147,6 @@ void matmul_dw(in<T> dy, in<T> x, tensor_view<T> dw, arena& workspace, executor_
     p.start = dw.data();
     p.start_row = dw.row_stride();
     p.run(workspace, ex);
-}
-
-// Rewrites W (n_out, n_in) as panels; narrows where the packed storage is bf16.
-template <class S, class W>
-void pack_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out) {
-    using T = compute_type<S>;
-    require_shape(out, w.rows(), w.cols(), "pack_matrix", "out");
-    constexpr idx cols = panel_cols<T>;
-    for (idx j = 0; j < round_up(w.rows(), cols); ++j) {
-        S* panel = out.data() + j / cols * out.panel_stride();
-        const idx column = j % cols;
-        // see core/packed.hpp: the halves of a bf16 panel interleave
-        const idx at = std::is_same_v<S, bf16> ? column % (cols / 2) * 2 + column / (cols / 2) : column;
-        for (idx k = 0; k < w.cols(); ++k) {
-            S& to = panel[k * cols + at];
-            if (j >= w.rows())
-                to = S{};
-            else if constexpr (std::is_same_v<S, bf16> && !std::is_same_v<std::remove_const_t<W>, bf16>)
-                to = to_bf16(w(j, k));
-            else
-                to = w(j, k);
-        }
-    }
 }
 
 // A parameter set for inference with its matrices packed (and narrowed, where S is bf16), bound from

@@ -9,6 +9,7 @@
 #include "../core/executor.hpp"
 #include "../kernels/activation.hpp"
 #include "../kernels/gemm_few_rows.hpp"
+#include "../kernels/widen.hpp"
 
 #include <algorithm>
 #include <optional>
@@ -17,14 +18,24 @@ namespace sluice {
 inline namespace SLUICE_ISA {
 namespace detail {
 
-// bf16 stays bf16, all else is T: what the panels of a product may hold.
+// What a matrix holds: the element of a plain one.
 template <class W>
-using storage_of = std::remove_const_t<typename element_of<W>::type>;
+struct storage_type {
+    using type = std::remove_const_t<W>;
+};
+template <class W>
+requires is_packed<W>
+struct storage_type<W> {
+    using type = typename tensor_view<W>::storage;
+};
+template <class W>
+using storage_of = typename storage_type<W>::type;
 
 // B(k, n), whose columns are the rows of a matrix (y = x W^T) or which is that matrix itself (`by_rows`).
 template <class T, class S>
 struct product_operand {
-    const S* data;
+    using element = typename element_of<const packed<S>>::type;
+    element* data;
     idx stride;  // from row to row; from panel to panel where packed
     bool panels; // already packed
     bool by_rows = false;
@@ -43,7 +54,38 @@ template <class T>
 struct product_rows {
     const T* data;
     idx row, step = 1;
+
+    product_rows(const T* at, idx row_stride, idx k_stride = 1) : data(at), row(row_stride), step(k_stride) {}
+    product_rows(in<T> x) : product_rows(x.data(), x.row_stride()) {}
 };
+
+// Part of C.
+struct product_block {
+    idx i, rows, j, cols;
+};
+// How C is cut: blocks of whole panels, and of rows where there are too few of those.
+struct product_tasks {
+    idx m, n;
+    idx columns, n_columns, rows, n_rows; // of a task; tasks
+    idx count() const { return n_columns * n_rows; }
+    product_block at(idx task) const {
+        const idx i = task % n_rows * rows, j = task / n_rows * columns;
+        return {i, std::min(rows, m - i), j, std::min(columns, n - j)};
+    }
+};
+
+// y = act(c), or act(c) * up in that form where there is one, for a block of them.
+template <class Arch, class T>
+void activate_block(const product_block& t, activation kind, const tensor_view<T>& c, in<T> up,
+                    const tensor_view<T>& y, glu_form form = {}) {
+    with_activation(kind, [&](auto which) {
+        for (idx i = t.i; i < t.i + t.rows; ++i)
+            simd::invoke(Arch{}, kernels::activation_forward<decltype(which)::value>{},
+                         static_cast<const T*>(c.row(i) + t.j),
+                         up.empty() ? static_cast<const T*>(nullptr) : up.row(i) + t.j, y.row(i) + t.j,
+                         t.cols, form);
+    });
+}
 
 template <class Arch, class T, class S>
 struct product {
@@ -56,6 +98,10 @@ struct product {
     std::optional<activation> act{};
     bool grouped = false; // one of several in a region: nothing is prepared for all of its tasks
 
+    // Panels that become panels of T piece by piece, but for few rows of bf16, which widens in registers.
+    static constexpr bool widens = !std::is_same_v<S, T>;
+    static constexpr bool in_registers = std::is_same_v<S, T> || std::is_same_v<S, bf16>;
+
     static constexpr idx cols = kernels::gemm_tile<T, Arch>::cols;
     static constexpr idx width = 16 * cols;                      // columns of a task: 512 KiB of B stay in L2
     static constexpr idx gap = 64 / static_cast<idx>(sizeof(T)); // keeps rows of A apart in the cache's sets
@@ -64,9 +110,7 @@ struct product {
     static idx tile_rows() { return kernels::tile_rows<T>(Arch{}); }
     static idx height() { return 8 * tile_rows(); }
 
-    struct block {
-        idx i, rows, j, cols;
-    };
+    using block = product_block;
     // What a worker multiplies with: A, or a copy of it, and memory.
     struct tools {
         product_rows<T> a;
@@ -79,7 +123,7 @@ struct product {
     bool few_rows_unpacked() const { return few_rows() && !b.panels && !b.by_rows; }
     // Packed panels are read once for all rows, and what comes next is asked for meanwhile. Few tiles, whose
     // copy of A stays in L2 from the first panel to the last, take one panel after another from end to end.
-    bool panel_by_panel() const { return b.panels && !few_rows() && c.rows() <= height(); }
+    bool panel_by_panel() const { return in_registers && b.panels && !few_rows() && c.rows() <= height(); }
     bool few_tiles() const {
         return !grouped && panel_by_panel() && c.rows() <= 4 * tile_rows() &&
                c.rows() * (k + gap) <= most_copied;
@@ -88,7 +132,10 @@ struct product {
     // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, those
     // that are made in pieces that are multiplied while they are in L1.
     static constexpr idx deep = 256;
-    idx depth() const { return !few_rows() || few_rows_unpacked() ? deep : b.panels ? 4 * deep : deep / 2; }
+    idx depth() const {
+        if (!few_rows() || few_rows_unpacked()) return deep;
+        return b.panels && in_registers ? 4 * deep : deep / 2;
+    }
     idx most_panels() const {
         if (few_rows_unpacked()) return 4;
         // in a region of many products each changes place in memory often enough
@@ -113,33 +160,24 @@ struct product {
             for (idx i = 0; i < m; ++i) std::copy_n(a.data + i * a.row, k, copy + i * (k + gap));
             rows = {copy, k + gap};
         }
-        const task_grid grid = tasks(workers == 1 ? 1 : 4 * workers); // so that workers end together
+        const product_tasks grid = tasks(workers == 1 ? 1 : 4 * workers); // so that workers end together
         ex(grid.count(), [&](idx begin, idx end, idx worker) {
             const tools with = tools_of(rows, scratch + worker * scratch_size());
             for (idx task = begin; task < end; ++task) {
-                const block t = grid.at(task, *this);
+                const block t = grid.at(task);
                 multiply(t, with);
                 then(t, with);
             }
         });
     }
 
-    // How C is cut: blocks of whole panels, and of rows where there are too few of those.
-    struct task_grid {
-        idx columns, n_columns, rows, n_rows; // of a task; tasks
-        idx count() const { return n_columns * n_rows; }
-        block at(idx task, const product& p) const {
-            const idx i = task % n_rows * rows, j = task / n_rows * columns;
-            return {i, std::min(rows, p.c.rows() - i), j, std::min(columns, p.c.cols() - j)};
-        }
-    };
-    task_grid tasks(idx wanted) const {
+    product_tasks tasks(idx wanted) const {
         const idx m = c.rows(), panels = ceil_div(c.cols(), cols);
         const idx even_share = ceil_div(panels, m > 4 * tile_rows() && !panel_by_panel() ? 1 : wanted);
         const idx task_panels = std::clamp<idx>(even_share, 1, most_panels());
         const idx n_tasks = ceil_div(panels, task_panels);
         const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile_rows());
-        return {task_panels * cols, n_tasks, rows, ceil_div(m, rows)};
+        return {m, c.cols(), task_panels * cols, n_tasks, rows, ceil_div(m, rows)};
     }
     // Elements that a worker needs; fewer rows never take more than many.
     idx scratch_size() const { return a_size() + b_size(); }
@@ -154,7 +192,7 @@ struct product {
 
     // Whether a task of so many rows reads B through panels of T made for it.
     bool needs_panels(idx rows) const {
-        return b.panels ? !std::is_same_v<S, T> && rows > height() : !few_rows_unpacked();
+        return b.panels ? !in_registers || (widens && rows > height()) : !few_rows_unpacked();
     }
 
     void multiply(const block& t, const tools& with) const {
@@ -162,30 +200,32 @@ struct product {
         do { // once even for k = 0, which leaves the start
             const idx n_k = std::min(depth(), k - k0);
             if (few_rows_unpacked()) {
-                rows_of_b(t, k0, n_k, with);
+                if constexpr (in_registers) rows_of_b(t, k0, n_k, with);
             } else if (needs_panels(t.rows)) {
                 make_panels(t, k0, n_k, with.b_scratch);
                 rows_of_a<T>(t, k0, n_k, with.b_scratch, n_k * cols, with);
-            } else {
+            } else if constexpr (in_registers) {
                 rows_of_a<S>(t, k0, n_k, b.data + t.j / cols * b.stride + k0 * cols, b.stride, with);
             }
             k0 += depth();
         } while (k0 < k);
-        if (act) activate(t, *act, {}, c);
+        if (act) activate_block<Arch, T>(t, *act, c, {}, c);
     }
 
     void make_panels(const block& t, idx k0, idx n_k, T* out) const {
         if (n_k == 0) return;
-        if constexpr (std::is_same_v<S, bf16>) {
+        if constexpr (widens) {
             if (b.panels) {
                 for (idx j = 0; j < t.cols; j += cols, out += n_k * cols)
-                    simd::invoke(Arch{}, kernels::widen_panel{},
-                                 b.data + (t.j + j) / cols * b.stride + k0 * cols, n_k, out);
+                    simd::invoke(Arch{}, kernels::widen_panel<S>{}, b.data + (t.j + j) / cols * b.stride, k0,
+                                 n_k, out);
                 return;
             }
         }
-        const S* source = b.by_rows ? b.data + k0 * b.stride + t.j : b.data + t.j * b.stride + k0;
-        simd::invoke(Arch{}, kernels::gemm_pack{}, source, b.stride, !b.by_rows, n_k, t.cols, out);
+        if constexpr (in_registers) {
+            const S* source = b.by_rows ? b.data + k0 * b.stride + t.j : b.data + t.j * b.stride + k0;
+            simd::invoke(Arch{}, kernels::gemm_pack{}, source, b.stride, !b.by_rows, n_k, t.cols, out);
+        }
     }
 
     template <class P>
@@ -214,7 +254,7 @@ struct product {
         }
     }
 
-    void rows_of_b(const block& t, idx k0, idx n_k, const tools& with) const {
+    void rows_of_b(const block& t, idx k0, idx n_k, const tools& with) const requires in_registers {
         kernels::gemm_few_rows_args<T, S> g{.a = with.a.data + t.i * with.a.row + k0,
                                             .a_row = with.a.row,
                                             .b = b.data + t.j * b.stride + k0,
@@ -262,18 +302,6 @@ struct product {
         for (idx i = 0; i < g.m; ++i) std::copy_n(g.a + i * g.a_row, g.k, scratch + i * (deep + gap));
         g.a_row = deep + gap;
     }
-
-    // y = act(C), or act(C) * up in that form where there is one.
-    void activate(const block& t, activation kind, in<T> up, const tensor_view<T>& y,
-                  glu_form form = {}) const {
-        with_activation(kind, [&](auto which) {
-            for (idx i = t.i; i < t.i + t.rows; ++i)
-                simd::invoke(Arch{}, kernels::activation_forward<decltype(which)::value>{},
-                             static_cast<const T*>(c.row(i) + t.j),
-                             up.empty() ? static_cast<const T*>(nullptr) : up.row(i) + t.j, y.row(i) + t.j,
-                             t.cols, form);
-        });
-    }
 };
 
 // n products of one region, each with rows of its own: product_of(i), whose largest possible one is `worst`.
@@ -304,7 +332,7 @@ void run_products(idx n, const Worst& worst, const F& product_of, arena& workspa
             for (idx task = 0; task < tasks.count(); ++task) {
                 const idx at = before[i] + task * mine / tasks.count();
                 if (at < from || at >= to) continue;
-                const auto t = tasks.at(task, p);
+                const auto t = tasks.at(task);
                 p.multiply(t, with);
                 then(i, t, with);
             }

@@ -34,20 +34,46 @@ using avx = xsimd::avx;
 using avx2 = xsimd::fma3<xsimd::avx2>;
 using avx512 = xsimd::avx512bw; // with F, CD, DQ and VL
 using neon64 = xsimd::neon64;
+// And with products of bytes, by one instruction (VNNI); floats are as in avx512 and avx2. xsimd has such
+// types in some versions and for some processors only.
+struct avx512_vnni {};
+struct avx2_vnni {};
+
+// The Arch whose registers xsimd knows.
+template <class Arch>
+struct xsimd_arch {
+    using type = Arch;
+};
+template <>
+struct xsimd_arch<avx512_vnni> {
+    using type = avx512;
+};
+template <>
+struct xsimd_arch<avx2_vnni> {
+    using type = avx2;
+};
+template <class Arch>
+using xsimd_arch_t = typename xsimd_arch<Arch>::type;
 
 template <class Arch>
 constexpr bool has_registers() {
     if constexpr (std::is_same_v<Arch, scalar>)
         return false;
     else
-        return Arch::supported() && xsimd::has_simd_register<float, Arch>::value;
+        return xsimd_arch_t<Arch>::supported() && xsimd::has_simd_register<float, xsimd_arch_t<Arch>>::value;
 }
 
 template <class Arch>
 struct native_or_scalar {
     using type = std::conditional_t<has_registers<Arch>(), Arch, scalar>;
 };
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+using native = avx512_vnni;
+#elif defined(__AVXVNNI__) && defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512BW__)
+using native = avx2_vnni;
+#else
 using native = native_or_scalar<xsimd::default_arch>::type;
+#endif
 
 // The first of Archs that the processor has; best first. Its kernels are compiled in files of their own, one
 // for each Arch (in CMake: sluice_dispatch), and the file that says dynamic needs no flags. float only.
@@ -58,7 +84,7 @@ struct dynamic {
 
 // What sluice_dispatch compiles unless told otherwise; native where there is nothing to choose from.
 #if defined(__x86_64__)
-using portable = dynamic<avx512, avx2, sse2>;
+using portable = dynamic<avx512_vnni, avx512, avx2, sse2>;
 #else
 using portable = native;
 #endif
@@ -85,12 +111,16 @@ template <class Arch>
 inline bool available() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if constexpr (std::is_same_v<Arch, avx512>)
+    if constexpr (std::is_same_v<Arch, avx512_vnni>)
+        return available<avx512>() && __builtin_cpu_supports("avx512vnni");
+    else if constexpr (std::is_same_v<Arch, avx512>)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl");
     else if constexpr (std::is_same_v<Arch, avx2>)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    else if constexpr (std::is_same_v<Arch, avx2_vnni>)
+        return has_registers<avx2_vnni>(); // not all compilers can ask for it
     else if constexpr (std::is_same_v<Arch, avx>)
         return __builtin_cpu_supports("avx");
     else if constexpr (std::is_same_v<Arch, sse4_2>)
@@ -141,9 +171,9 @@ constexpr idx lanes(Arch) {
     if constexpr (std::is_same_v<Arch, scalar>)
         return 1;
     else if constexpr (has_registers<Arch>())
-        return static_cast<idx>(xsimd::batch<T, Arch>::size);
+        return static_cast<idx>(xsimd::batch<T, xsimd_arch_t<Arch>>::size);
     else
-        return static_cast<idx>(Arch::alignment() / sizeof(T));
+        return static_cast<idx>(xsimd_arch_t<Arch>::alignment() / sizeof(T));
 }
 template <class T, class... Archs>
 inline idx lanes(dynamic<Archs...> arch) {

@@ -15,14 +15,26 @@
 
 namespace sluice::simd {
 
+// The bits of one register as another's.
+template <class To, class From, class A>
+SLUICE_INLINE xsimd::batch<To, A> same_bits(const xsimd::batch<From, A>& a) {
+#if XSIMD_VERSION_MAJOR < 11
+    return xsimd::bitwise_cast<xsimd::batch<To, A>>(a);
+#else
+    return xsimd::bitwise_cast<To>(a);
+#endif
+}
+
 template <class T, class Arch>
 class pack {
 public:
-    using batch = xsimd::batch<T, Arch>;
+    using arch = xsimd_arch_t<Arch>;
+    using batch = xsimd::batch<T, arch>;
     using mask = typename batch::batch_bool_type;
     using value_type = T;
     using bits_type = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
     static constexpr idx size = static_cast<idx>(batch::size);
+    static constexpr bool is_integer = std::is_integral_v<T>;
 
     SLUICE_INLINE pack() : v(T(0)) {}
     SLUICE_INLINE pack(T x) : v(x) {}
@@ -66,6 +78,10 @@ public:
     }
     // xsimd 8 subtracts from zero for AVX-512, which loses the sign of -0.
     friend SLUICE_INLINE pack operator-(pack a) { return batch(T(-0.0)) - a.v; }
+    friend SLUICE_INLINE pack operator&(pack a, pack b) requires is_integer { return a.v & b.v; }
+    friend SLUICE_INLINE pack operator|(pack a, pack b) requires is_integer { return a.v | b.v; }
+    friend SLUICE_INLINE pack operator<<(pack a, int n) requires is_integer { return a.v << n; }
+    friend SLUICE_INLINE pack operator>>(pack a, int n) requires is_integer { return a.v >> n; }
     friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
     friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
     friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return xsimd::select(m, a.v, b.v); }
@@ -112,35 +128,29 @@ public:
 
     // a * 2^n, where n is the integer that the low bits of `shifted` hold (see exp); no overflow check.
     friend SLUICE_INLINE pack scale_by_bits(pack a, pack shifted) {
-        using integers = xsimd::batch<bits_type, Arch>;
         constexpr int mantissa = std::numeric_limits<T>::digits - 1;
-#if XSIMD_VERSION_MAJOR < 11
-        const auto exponent = xsimd::bitwise_cast<integers>(shifted.v) << mantissa;
-        return xsimd::bitwise_cast<batch>(xsimd::bitwise_cast<integers>(a.v) + exponent);
-#else
-        const integers exponent = xsimd::bitwise_cast<bits_type>(shifted.v) << mantissa;
-        return batch(xsimd::bitwise_cast<T>(xsimd::bitwise_cast<bits_type>(a.v) + exponent));
-#endif
+        const auto exponent = same_bits<bits_type>(shifted.v) << mantissa;
+        return same_bits<T>(same_bits<bits_type>(a.v) + exponent);
     }
 
     // Of each float's bits the upper 16, or the lower 16 moved up; the rest zero.
     friend SLUICE_INLINE pack upper_halves(pack a, bool lower) requires(sizeof(T) == 4) {
-        using integers = xsimd::batch<bits_type, Arch>;
-#if XSIMD_VERSION_MAJOR < 11
-        const auto bits = xsimd::bitwise_cast<integers>(a.v);
-        return xsimd::bitwise_cast<batch>(lower ? bits << 16 : bits & integers(-65536));
-#else
-        const integers bits = xsimd::bitwise_cast<bits_type>(a.v);
-        return batch(xsimd::bitwise_cast<T>(lower ? bits << 16 : bits & integers(-65536)));
-#endif
+        const auto bits = same_bits<bits_type>(a.v);
+        return same_bits<T>(lower ? bits << 16 : bits & xsimd::batch<bits_type, arch>(-65536));
     }
 
     // Lanes 0 and 1 exchanged, 2 and 3, and so on.
     friend SLUICE_INLINE pack swap_neighbours(pack a) { return swapped(a, lane_indices{}); }
 
     SLUICE_INLINE T sum() const {
-        return first(fold(
-            *this, [](pack a, pack b) { return a + b; }, lane_indices{}));
+        if constexpr (is_integer) { // in any order
+            T lanes[batch::size], total = 0;
+            v.store_unaligned(lanes);
+            for (const T x : lanes) total += x;
+            return total;
+        } else
+            return first(fold(
+                *this, [](pack a, pack b) { return a + b; }, lane_indices{}));
     }
     // The largest lane; NaN lanes may or may not be seen.
     SLUICE_INLINE T largest() const {
@@ -149,7 +159,7 @@ public:
     }
 
 private:
-    static constexpr bool is_neon = std::is_base_of_v<xsimd::neon, Arch>;
+    static constexpr bool is_neon = std::is_base_of_v<xsimd::neon, arch>;
     using lane_indices = std::make_index_sequence<batch::size>;
 
     template <std::size_t... I>
@@ -184,6 +194,7 @@ public:
     using value_type = T;
     using bits_type = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
     static constexpr idx size = 1;
+    static constexpr bool is_integer = std::is_integral_v<T>;
 
     SLUICE_INLINE pack() : v(0) {}
     SLUICE_INLINE pack(T x) : v(x) {}
@@ -200,6 +211,12 @@ public:
     friend SLUICE_INLINE pack operator*(pack a, pack b) { return a.v * b.v; }
     friend SLUICE_INLINE pack operator/(pack a, pack b) { return a.v / b.v; }
     friend SLUICE_INLINE pack operator-(pack a) { return -a.v; }
+    friend SLUICE_INLINE pack operator&(pack a, pack b) requires is_integer { return a.v & b.v; }
+    friend SLUICE_INLINE pack operator|(pack a, pack b) requires is_integer { return a.v | b.v; }
+    friend SLUICE_INLINE pack operator<<(pack a, int n) requires is_integer {
+        return static_cast<T>(static_cast<std::make_unsigned_t<T>>(a.v) << n);
+    }
+    friend SLUICE_INLINE pack operator>>(pack a, int n) requires is_integer { return a.v >> n; }
     friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
     friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
     friend SLUICE_INLINE pack select(mask m, pack a, pack b) { return m ? a : b; }

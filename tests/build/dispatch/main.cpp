@@ -104,6 +104,12 @@ void run_operations() {
                         {});
     keep(product.view());
 
+    tensor<std::byte> memory(1, tensor_view<packed<int4_block>>::elements(w.rows(), w.cols()));
+    const tensor_view<packed<int4_block>> small(memory.data(), w.rows(), w.cols());
+    pack_matrix(w.view(), small);
+    matmul<arch, float>(x.view(), small, product.view(), {}, workspace, {});
+    keep(product.view());
+
     tensor<std::int32_t> chosen(37, 9);
     top_k<arch, const float>(x.view(), top_k_order::by_value, chosen.view(), {});
     std::vector<std::int32_t> rows;
@@ -136,12 +142,14 @@ int main(int argc, char** argv) {
     const std::string wanted = argc > 1 ? argv[1] : "";
 #if !defined(FIXED_ARCH)
     if (wanted == "best") {
-        std::puts(simd::lanes<float>(arch{}) == 16  ? "avx512"
-                  : simd::lanes<float>(arch{}) == 8 ? "avx2"
-                                                    : "sse2");
-    } else if (!(wanted == "avx512" ? simd::force<simd::avx512>(arch{})
-                 : wanted == "avx2" ? simd::force<simd::avx2>(arch{})
-                                    : simd::force<simd::sse2>(arch{}))) {
+        std::puts(simd::available<simd::avx512_vnni>() ? "avx512_vnni"
+                  : simd::lanes<float>(arch{}) == 16   ? "avx512"
+                  : simd::lanes<float>(arch{}) == 8    ? "avx2"
+                                                       : "sse2");
+    } else if (!(wanted == "avx512_vnni" ? simd::force<simd::avx512_vnni>(arch{})
+                 : wanted == "avx512"    ? simd::force<simd::avx512>(arch{})
+                 : wanted == "avx2"      ? simd::force<simd::avx2>(arch{})
+                                         : simd::force<simd::sse2>(arch{}))) {
         std::printf("this machine has no %s\n", wanted.c_str());
         return 77;
     }

@@ -1,0 +1,127 @@
+// Layers whose matrices are quantised, against the same layers with the floats that those stand for.
+#include "support/catch.hpp"
+#include "support/check.hpp"
+#include "support/packed_copy.hpp"
+
+#include <sluice/layers/compose.hpp>
+#include <sluice/layers/language_model.hpp>
+#include <sluice/layers/linear.hpp>
+#include <sluice/layers/moe.hpp>
+#include <sluice/layers/transformer_block.hpp>
+
+using namespace sluice;
+using namespace sluice::test;
+
+namespace {
+
+// The same parameters with each packed matrix as floats.
+template <class P, class Packed, class Config>
+void unpack_params(const Packed& from, const P& to) {
+    each_param(
+        []<class From, class To>(const param_name&, role, const tensor_view<From>& f,
+                                 const tensor_view<To>& t) {
+            if constexpr (is_packed<From>)
+                for (idx r = 0; r < f.rows(); ++r) unpack_row(f, r, t.row(r));
+            else
+                copy(f, t);
+        },
+        from, to);
+}
+
+// Not as initialise() has it, where output maps are zero.
+template <class P>
+void fill_params(const P& params) {
+    each_param(
+        [key = std::uint64_t{1}](const param_name& name, role, const auto& t) mutable {
+            const bool scale = name.last() == "scale";
+            fill_uniform(t, key++, scale ? 0.8 : -0.3, scale ? 1.2 : 0.3);
+        },
+        params);
+}
+
+// Largest difference of two results over the largest element.
+double distance(const padded<float>& a, const padded<float>& b) {
+    double most = 0, error = 0;
+    for (idx i = 0; i < a.view().rows(); ++i)
+        for (idx j = 0; j < a.view().cols(); ++j) {
+            most = std::max(most, static_cast<double>(std::abs(a.view()(i, j))));
+            error = std::max(error, static_cast<double>(std::abs(a.view()(i, j) - b.view()(i, j))));
+        }
+    REQUIRE(most > 0.01);
+    return error / most;
+}
+
+template <class S, template <class, class, class> class Layer, class Config>
+void check_layer(const Config& config, idx d, double bound) {
+    using plain = Layer<float, float, simd::native>;
+    using bytes = Layer<float, packed<S>, simd::native>;
+    using floats = Layer<float, packed<in_float<S>>, simd::native>;
+    owned_params<typename plain::params_type> weights(config), same(config);
+    fill_params(weights.view);
+    arena quantised_memory(params_bytes<typename bytes::params_type>(config)),
+        float_memory(params_bytes<typename floats::params_type>(config));
+    const auto p = pack_params<typename bytes::params_type>(weights.view, config, quantised_memory);
+    const auto f = pack_params<typename floats::params_type>(weights.view, config, float_memory);
+    unpack_params<typename plain::params_type, typename bytes::params_type, Config>(p, same.view);
+
+    const idx n = 37;
+    const padded<float> x = uniform_matrix<float>(n, d, 20);
+    padded<float> y(n, d), want(n, d), exact(n, d), alone(n, d);
+    arena workspace(1 << 24);
+    const batch b = batch::one(n);
+    plain(config, same.view).forward(b, x, want.view(), nullptr, workspace);
+    floats(config, f).forward(b, x, exact.view(), nullptr, workspace);
+    bytes(config, p).forward(b, x, y.view(), nullptr, workspace);
+    CHECK(different_bits(want.view(), exact.view()) == "");
+    const double error = distance(want, y);
+    CHECK(error < bound);
+    CHECK(error > 1e-5); // or x was not quantised, and this test would prove little
+    arena state_memory(bytes(config, p).bytes({.max_tokens = n}).state);
+    auto state = bytes(config, p).bind_state(state_memory, {.max_tokens = n});
+    for (idx i = 0; i < n; ++i)
+        bytes(config, p).extend(batch::one(1, i), x.view().row_block(i, 1), alone.view().row_block(i, 1),
+                                state, workspace);
+    CHECK(different_bits(y.view(), alone.view()) == "");
+}
+
+const feed_forward_config ffn{.d_model = 48, .d_ff = 100};
+const attention_config heads{.d_model = 48, .n_heads = 4, .n_kv_heads = 2, .head_dim = 12};
+
+} // namespace
+
+TEMPLATE_TEST_CASE("quantised layers: as their floats, to within what bytes of x lose", "", int8_row,
+                   int8_block, int4_block, int4_block_min) {
+    check_layer<TestType, feed_forward>(ffn, 48, 0.03);
+    check_layer<TestType, transformer_block>(
+        transformer_block_config{.attention = heads, .feed_forward = ffn, .norm = {.d_model = 48}}, 48, 0.03);
+    check_layer<TestType, moe>(
+        moe_config{.d_model = 48, .router = {.n_experts = 8, .top_k = 2}, .expert = {.d_ff = 40}}, 48, 0.05);
+}
+
+TEST_CASE("quantised layers: a language model with its embedding and head in 8 bits, its blocks in 4") {
+    using plain = language_model<stack<transformer_block<float>>>;
+    using mixed = language_model<stack<transformer_block<float, packed<int4_block>>>, packed<int8_block>>;
+    using config_type = plain::config_type;
+    for (const head_kind head : {head_kind::tied, head_kind::untied}) {
+        const config_type config{
+            .embedding = {.vocabulary = 70, .d_model = 48, .head = head},
+            .body = {.n_layers = 2,
+                     .layer = {.attention = heads, .feed_forward = ffn, .norm = {.d_model = 48}}},
+            .norm = {.d_model = 48}};
+        owned_params<plain::params_type> weights(config), same(config);
+        fill_params(weights.view);
+        arena memory(params_bytes<mixed::params_type>(config));
+        const auto packed_weights = pack_params<mixed::params_type>(weights.view, config, memory);
+        unpack_params<plain::params_type, mixed::params_type, config_type>(packed_weights, same.view);
+        batch b = batch::one(9);
+        const std::vector<token_id> ids{1, 69, 3, 3, 0, 40, 33, 31, 32};
+        b.ids = ids;
+        padded<float> y(9, 70), want(9, 70);
+        arena workspace(1 << 24);
+        plain(config, same.view).forward(b, want.view(), workspace);
+        mixed(config, packed_weights).forward(b, y.view(), workspace);
+        const double error = distance(want, y);
+        CHECK(error < 0.03);
+        CHECK(error > 1e-5);
+    }
+}
