@@ -132,11 +132,16 @@ public:
         explicit scope(arena& a) : arena_(a), mark_(a.used()) {}
         scope(const scope&) = delete;
         scope& operator=(const scope&) = delete;
-        ~scope() { arena_.used_ = mark_; }
+        ~scope() {
+            if (!kept_) arena_.used_ = mark_;
+        }
+        // Nothing is given back: what was taken has become a record that backward will pop.
+        void keep() { kept_ = true; }
 
     private:
         arena& arena_;
         std::size_t mark_;
+        bool kept_ = false;
     };
 
 private:
