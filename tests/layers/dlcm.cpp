@@ -34,6 +34,92 @@ sluice::transformer_block_config block_of(idx d, idx n_heads, idx head_dim, idx 
             .norm = {.d_model = d}};
 }
 
+namespace ref = sluice::reference;
+
+ref::dlcm_shape shape_of(const config& c) {
+    const auto& x = c.cross;
+    return {.rules = {.threshold = c.boundary.threshold,
+                      .interval = c.boundary.rule == boundary_rule::every ? c.boundary.interval : 0,
+                      .longest = c.boundary.max_segment},
+            .cross = {.n_heads = x.n_heads, .n_kv_heads = x.n_kv_heads, .head_dim = x.head_dim, .eps = x.eps},
+            .kind = c.concepts.forming == concept_forming::mean ? ref::concept_kind::completed_mean
+                    : c.concepts.forming == concept_forming::boundary_token
+                        ? ref::concept_kind::boundary_token
+                        : ref::concept_kind::leaking_mean,
+            .smoothed = c.concepts.smoothing != concept_smoothing::none,
+            .weight = c.concepts.smoothing == concept_smoothing::constant ? c.concepts.weight : 0,
+            .replicated = x.weight == concept_weight::segment_length};
+}
+
+struct dlcm_traits {
+    template <class W>
+    using params =
+        sluice::dlcm_params<W, sluice::transformer_block_params<W>, sluice::transformer_block_params<W>,
+                            sluice::transformer_block_params<W>>;
+    template <class T, class W, class Arch>
+    using layer = ::dlcm<T, W, Arch>;
+
+    static constexpr idx chain = 4096;
+    static constexpr bool routed = true, skips = true;
+    static std::vector<variant<config>> variants() {
+        const auto small = block_of(6, 2, 4, 7);
+        config c{.encoder = small,
+                 .boundary = {.d_model = 6, .d_scan = 5},
+                 .concepts = {.d_model = 6,
+                              .d_concept = 10,
+                              .gradient = sluice::boundary_gradient::through_smoothing},
+                 .backbone = block_of(10, 1, 6, 11),
+                 .cross = {.d_model = 6, .d_concept = 10, .n_heads = 4, .n_kv_heads = 2, .head_dim = 3},
+                 .decoder = block_of(6, 1, 2, 5)};
+        std::vector<variant<config>> all{{"completed means", c}};
+        c.cross.weight = concept_weight::segment_length;
+        c.boundary.max_segment = 3;
+        c.concepts.smoothing = concept_smoothing::none;
+        all.push_back({"weighed by length, short segments", c});
+        c.concepts.forming = concept_forming::boundary_token;
+        c.boundary.threshold = 0.4;
+        all.push_back({"boundary tokens, weighed", c});
+        c.cross.weight = concept_weight::one;
+        c.boundary = {.d_model = 6, .rule = boundary_rule::similarity};
+        c.concepts.smoothing = concept_smoothing::constant;
+        all.push_back({"boundary tokens by similarity", c});
+        const auto awkward = block_of(67, 3, 18, 71);
+        all.push_back(
+            {"awkward widths",
+             {.encoder = awkward,
+              .boundary = {.d_model = 67, .rule = boundary_rule::every, .interval = 5},
+              .concepts = {.d_model = 67, .d_concept = 129},
+              .backbone = block_of(129, 2, 34, 33),
+              .cross = {.d_model = 67, .d_concept = 129, .n_heads = 6, .n_kv_heads = 2, .head_dim = 17},
+              .decoder = awkward},
+             true});
+        return all;
+    }
+    static void reference(const config& c, const params<double>& p, const batch& b, in<double> x,
+                          tensor_view<double> y) {
+        auto run = [](const sluice::transformer_block_config& block,
+                      const sluice::transformer_block_params<double>& weights) {
+            return [&](const std::vector<idx>& positions, in<double> from, tensor_view<double> to) {
+                const batch alone{.n_tokens = from.rows(), .positions = positions};
+                ref::transformer_block<double>(alone, reference_of(block), reference_of(weights), from, to);
+            };
+        };
+        const auto& w = p.cross;
+        ref::dlcm<double>(b, shape_of(c),
+                          {.boundary = {p.boundary.w_q, p.boundary.w_k},
+                           .w_up = p.concepts.w_up,
+                           .cross = {w.w_q, w.w_k, w.w_v, w.w_o, w.q_norm, w.k_norm}},
+                          x, y, run(c.encoder, p.encoder), run(c.backbone, p.backbone),
+                          run(c.decoder, p.decoder));
+    }
+    // The decoder's norms with a larger eps.
+    static void wrong_reference(config c, const params<double>& p, const batch& b, in<double> x,
+                                tensor_view<double> y) {
+        c.decoder.norm.eps += 0.01;
+        reference(c, p, b, x, y);
+    }
+};
+
 // The generator of the golden values: splitmix64, uniform in [-1, 1).
 struct golden_numbers {
     std::uint64_t state = 42;
@@ -87,6 +173,8 @@ sluice::tensor<double> golden_logits(const golden_model::config_type& c) {
 }
 
 } // namespace
+
+SLUICE_TEST_LAYER("", dlcm_traits, float_native, double_scalar)
 
 TEST_CASE("golden values") {
     auto check = [](const sluice::tensor<double>& logits, idx row, const std::vector<double>& want) {
