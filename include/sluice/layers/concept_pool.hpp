@@ -4,8 +4,9 @@
 //   c_k = W_up mean of h over segment k;   z~_0 = z_0, z~_k = a_k z_k + (1 - a_k) z~_{k-1}
 #pragma once
 
-#include "../core/layer.hpp"
 #include "../core/random.hpp"
+#include "../core/sequence_lengths.hpp"
+#include "../ops/elementwise.hpp"
 #include "../ops/matmul.hpp"
 #include "../ops/segment.hpp"
 
@@ -50,6 +51,43 @@ template <class T>
 void initialise(const concept_params<T>& p, const concept_config& c, const random_source& numbers) {
     fill_normal(p.w_up, 1 / std::sqrt(static_cast<double>(c.d_model)), numbers);
 }
+
+// How many tokens and concepts the sequences of a state hold, and what they bring along.
+template <class T>
+struct concept_state {
+    sequence_lengths lengths;
+    idx max_concepts = 0; // of a sequence
+    open_segments<T> open;
+
+    static concept_state bind(arena& a, const limits& most, const concept_config& c, idx d_scan) {
+        concept_state s;
+        s.lengths = sequence_lengths::bind(a, most, "dlcm state");
+        s.max_concepts =
+            most.max_concepts == 0 ? most.max_tokens : std::min(most.max_concepts, most.max_tokens);
+        s.open = open_segments<T>::bind(a, most.n_sequences, most.max_rollback + 1,
+                                        c.inclusive() ? 0 : c.d_model, d_scan, c.smooths() ? c.d_concept : 0);
+        return s;
+    }
+    idx tokens(idx slot) const {
+        lengths.check_slot(slot);
+        return lengths.length(0, slot);
+    }
+    idx concepts(idx slot) const { return open.past(slot, tokens(slot)).concepts; }
+    segment_past<T> past(idx slot) const { return open.past(slot, lengths.length(0, slot)); }
+    // Fewer concepts than tokens may be held.
+    bool bounded() const { return max_concepts < lengths.most.max_tokens; }
+    idx truncate(idx slot, idx tokens) { // returns the concepts that are left
+        lengths.truncate(slot, tokens);
+        return past(slot).concepts;
+    }
+    void check_room(const batch& b) const {
+        lengths.check_room(b);
+        for (idx s = 0; s < b.n_sequences() && bounded(); ++s)
+            if (b.tokens(s) > lengths.most.max_rows) // no more can be taken back
+                SLUICE_THROW(capacity_error("dlcm state: sequence " + std::to_string(b.slot(s)), b.tokens(s),
+                                            lengths.most.max_rows, "rows in one call (max_rows)"));
+    }
+};
 
 inline namespace SLUICE_ISA {
 
@@ -134,17 +172,12 @@ public:
         segment_rows_backward<Arch, T>(dmean, cut, config_.forming, dh, ex);
     }
 
-    open_segments<T> bind_state(arena& memory, const limits& most, idx d_scan) const {
-        return open_segments<T>::bind(memory, most.n_sequences, most.max_rollback + 1,
-                                      config_.inclusive() ? 0 : config_.d_model, d_scan,
-                                      config_.smooths() ? config_.d_concept : 0);
-    }
-    // Leaves in the state what each of the last tokens does. scan(row) is what the token behind a row is
-    // compared with, p (1, n_tokens) and smooth as above.
+    // Counts the tokens and leaves in the state what each of the last ones does. scan(row) is what the token
+    // behind a row is compared with, p (1, n_tokens) and smooth as above.
     template <class Scan>
     void keep(const batch& b, in<T> h, const segments<T>& cut, const segment_past<T>* past, in<T> p,
-              in<T> smooth, Scan&& scan, const open_segments<T>& state, arena& workspace,
-              executor_ref ex) const {
+              in<T> smooth, Scan&& scan, concept_state<T>& of, arena& workspace, executor_ref ex) const {
+        const open_segments<T>& state = of.open;
         const arena::scope scope(workspace);
         // copies: a row of the state may take the place of the one that it is made from
         T* const sum = workspace.take<T>(state.sum.cols());
@@ -169,6 +202,7 @@ public:
                             state.smooth.cols(), state.smooth.row(to));
             }
         }
+        if (!ex.dry()) of.lengths.append(b);
     }
     double flops(double n_concepts) const {
         return 2 * n_concepts * static_cast<double>(params_.w_up.size());

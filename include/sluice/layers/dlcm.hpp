@@ -6,7 +6,6 @@
 // the segments that ended before them, or one of two other rules (concept_forming).
 #pragma once
 
-#include "../core/sequence_lengths.hpp"
 #include "boundary_detector.hpp"
 #include "compose.hpp"
 #include "concept_cross_attention.hpp"
@@ -67,24 +66,16 @@ void initialise(const dlcm_params<W, E, M, D>& p, const auto& c, const random_so
 
 template <class T, class Encoder, class Backbone, class Decoder>
 struct dlcm_state {
-    sequence_lengths lengths;
-    idx max_concepts = 0; // of a sequence
-    open_segments<T> open;
+    concept_state<T> own;
     Encoder encoder;
     Backbone backbone; // of concepts
     concept_attention_state<T> cross;
     Decoder decoder;
 
-    idx tokens(idx slot) const {
-        lengths.check_slot(slot);
-        return lengths.length(0, slot);
-    }
-    idx concepts(idx slot) const { return open.past(slot, tokens(slot)).concepts; }
-    segment_past<T> past(idx slot) const { return open.past(slot, lengths.length(0, slot)); }
-
+    idx tokens(idx slot) const { return own.tokens(slot); }
+    idx concepts(idx slot) const { return own.concepts(slot); }
     void truncate(idx slot, idx tokens) {
-        lengths.truncate(slot, tokens);
-        const idx made = past(slot).concepts;
+        const idx made = own.truncate(slot, tokens);
         encoder.truncate(slot, tokens);
         backbone.truncate(slot, made);
         cross.keys.truncate(slot, made);
@@ -93,15 +84,10 @@ struct dlcm_state {
     // Throws unless there is room for the tokens. Whether there is for their concepts, where max_concepts
     // are fewer, is known when they are cut.
     void check_room(const batch& b) const {
-        lengths.check_room(b);
+        own.check_room(b);
         check_room_of(encoder, b);
         check_room_of(decoder, b);
-        for (idx s = 0; s < b.n_sequences(); ++s)
-            if (bounded() && b.tokens(s) > lengths.most.max_rows)
-                SLUICE_THROW(capacity_error("dlcm state: sequence " + std::to_string(b.slot(s)), b.tokens(s),
-                                            lengths.most.max_rows, "rows in one call (max_rows)"));
     }
-    bool bounded() const { return max_concepts < lengths.most.max_tokens; }
 };
 
 inline namespace SLUICE_ISA {
@@ -215,15 +201,12 @@ public:
     state_type bind_state(arena& memory, const limits& most) const {
         check_streams();
         state_type s;
-        s.lengths = sequence_lengths::bind(memory, most, "dlcm state");
-        s.max_concepts =
-            most.max_concepts == 0 ? most.max_tokens : std::min(most.max_concepts, most.max_tokens);
-        s.open = pool_.bind_state(memory, most, config_.boundary.scan_width());
+        s.own = concept_state<T>::bind(memory, most, config_.concepts, config_.boundary.scan_width());
         limits tokens = most, concepts = most;
         // tokens whose concepts find no room are taken back
-        if (s.bounded()) tokens.max_rollback += most.max_rows;
-        concepts.max_tokens = s.max_concepts;
-        concepts.max_rows = std::min(most.max_rows, s.max_concepts);
+        if (s.own.bounded()) tokens.max_rollback += most.max_rows;
+        concepts.max_tokens = s.own.max_concepts;
+        concepts.max_rows = std::min(most.max_rows, s.own.max_concepts);
         s.encoder = encoder_.bind_state(memory, tokens);
         s.backbone = backbone_.bind_state(memory, concepts);
         s.cross = cross_.bind_state(memory, concepts);
@@ -240,9 +223,9 @@ public:
         rehearse(ex, [&](executor_ref dry) { extend(given, x, y, state, workspace, dry); });
         const arena::scope scope(workspace);
         batch b = given;
-        b.counted_sequences = state.lengths.n_sequences(); // as many as a batch can name
+        b.counted_sequences = state.own.lengths.n_sequences(); // as many as a batch can name
         auto* const past = workspace.take<segment_past<T>>(b.counted_sequences);
-        for (idx s = 0; s < b.n_sequences() && past != nullptr; ++s) past[s] = state.past(b.slot(s));
+        for (idx s = 0; s < b.n_sequences() && past != nullptr; ++s) past[s] = state.own.past(b.slot(s));
         const kept k = take_tokens(workspace, b);
         encoder_.extend(part(b, 0), x, k.h, state.encoder, workspace, ex);
         detector_.detect(b, k.h, boundary_choice::threshold, past, k.found, workspace, ex);
@@ -368,9 +351,9 @@ private:
     void finish_extend(const batch& b, kept k, const segment_past<T>* past, tensor_view<T> y,
                        state_type& state, arena& workspace, executor_ref ex) const {
         const concept_forming form = config_.concepts.forming;
-        k.cut.number(most_made(b, state.max_concepts), [&](idx s) {
+        k.cut.number(most_made(b, state.own.max_concepts), [&](idx s) {
             if (!ex.dry()) return segments<T>::made(b, s, k.found.starts, form, past);
-            return std::min(b.tokens(s), state.max_concepts - past[s].concepts);
+            return std::min(b.tokens(s), state.own.max_concepts - past[s].concepts);
         });
         k = take_concepts(workspace, b, k);
         k.cut.place(past);
@@ -384,8 +367,7 @@ private:
         decoder_.extend(part(b, 2), k.y, y, state.decoder, workspace, ex);
         pool_.keep(
             b, k.h, k.cut, past, k.found.p, look, [&](idx i) { return detector_.scan_of(k.h, k.found, i); },
-            state.open, workspace, ex);
-        if (!ex.dry()) state.lengths.append(b);
+            state.own, workspace, ex);
     }
 
     static batch part(const batch& b, idx i) { return detail::for_layer(b, i); }
@@ -404,20 +386,16 @@ private:
         require(config_.concepts.forming != concept_forming::leaking_mean, "dlcm",
                 "concepts.forming is leaking_mean, which looks at later tokens and cannot stream");
     }
-    // Throws where a sequence makes more concepts than `most` in this call or than its state holds, whose
-    // encoder has the tokens already.
+    // Throws where a sequence comes to more than `most` concepts; the encoder of a state has its tokens.
     void check_made(const batch& b, const std::uint8_t* starts, const segment_past<T>* past, idx most,
                     state_type* state = nullptr) const {
-        for (idx s = 0; s < b.n_sequences(); ++s) {
-            const idx made = segments<T>::made(b, s, starts, config_.concepts.forming, past);
-            const idx had = past == nullptr ? 0 : past[s].concepts;
-            const bool many = most > 0 && made > most,
-                       full = state != nullptr && had + made > state->max_concepts;
-            if (!many && !full) continue;
+        for (idx s = 0; s < b.n_sequences() && most > 0; ++s) {
+            idx made = segments<T>::made(b, s, starts, config_.concepts.forming, past);
+            if (past != nullptr) made += past[s].concepts;
+            if (made <= most) continue;
             for (idx i = 0; i < b.n_sequences() && state != nullptr; ++i)
                 state->encoder.truncate(b.slot(i), past[i].tokens);
-            SLUICE_THROW(capacity_error("dlcm: sequence " + std::to_string(b.slot(s)),
-                                        full ? had + made : made, full ? state->max_concepts : most,
+            SLUICE_THROW(capacity_error("dlcm: sequence " + std::to_string(b.slot(s)), made, most,
                                         "concepts (max_concepts)"));
         }
     }
