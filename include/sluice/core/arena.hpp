@@ -126,6 +126,14 @@ public:
         used_ = mark;
     }
 
+    // Releases what take(arena) took last, by calling it on one that counts.
+    template <class F>
+    void give_back(F&& take) {
+        arena counting;
+        take(counting);
+        release(used_ - counting.used_);
+    }
+
     // Restores the mark when it goes out of scope: the first line of a function that uses workspace.
     class scope {
     public:

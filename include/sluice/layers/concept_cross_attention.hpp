@@ -70,46 +70,6 @@ void initialise(const concept_attention_params<T>& p, const concept_attention_co
     fill(p.k_norm, T(1));
 }
 
-// Row t of a sequence sees its first seen[t] keys.
-struct ragged_prefix {
-    static constexpr idx n_sources = 1;
-    const batch* tokens;
-    const std::int32_t* seen; // of each row
-
-    SLUICE_INLINE key_range range(idx sequence, idx row, idx) const {
-        return {0, seen[tokens->begin(sequence) + row]};
-    }
-};
-
-// The same with the logarithms of segment lengths added to scores. Where a token sees the segment that it is
-// in, that one is a source of its own: it weighs as many tokens as there were up to the row.
-template <class T>
-struct weighted_prefix {
-    static constexpr idx n_sources = 2;
-    const batch* tokens;
-    const std::int32_t* seen;
-    const T* own;            // logarithm of the tokens of the row's own segment; null: it sees only others
-    const T* const* lengths; // of each sequence, the logarithms of its segments' lengths
-
-    SLUICE_INLINE key_range range(idx sequence, idx row, idx source) const {
-        const idx n = seen[tokens->begin(sequence) + row], others = own == nullptr ? n : n - 1;
-        return source == 0 ? key_range{0, others} : key_range{others, own == nullptr ? others : n};
-    }
-    SLUICE_INLINE T bias(idx sequence, idx key, idx source) const {
-        return source == 0 ? lengths[sequence][key] : T(0);
-    }
-    SLUICE_INLINE T last_bias(idx sequence, idx row, idx source) const {
-        return source == 0 || own == nullptr ? T(0) : own[tokens->begin(sequence) + row];
-    }
-};
-
-// One place for all keys of a sequence, whatever the source.
-template <class T>
-struct concept_sources {
-    const attention_source<T>* of; // each sequence
-    SLUICE_INLINE attention_source<T> operator()(idx sequence, idx) const { return of[sequence]; }
-};
-
 // The keys and values of the concepts of each sequence, and where they are weighted the logarithms of their
 // lengths.
 template <class T>

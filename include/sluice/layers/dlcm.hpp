@@ -124,17 +124,16 @@ public:
           backbone_(config.backbone, params.backbone),
           cross_(config.cross, params.cross, "dlcm"),
           decoder_(config.decoder, params.decoder) {
+        const idx d = config.concepts.d_model, c = config.concepts.d_concept;
         auto same = [](idx width, idx right, std::string_view what) {
             if (width != right)
                 SLUICE_THROW(config_error("dlcm: the width of " + std::string(what) + " must be " +
                                           std::to_string(right) + ", is " + std::to_string(width)));
         };
-        const idx d = config.concepts.d_model, c = config.concepts.d_concept;
-        for (const idx width : {encoder_.d_in(), encoder_.d_out()}) same(width, d, "the encoder");
-        for (const idx width : {decoder_.d_in(), decoder_.d_out()}) same(width, d, "the decoder");
-        for (const idx width : {backbone_.d_in(), backbone_.d_out()}) same(width, c, "the backbone");
-        same(config.boundary.d_model, d, "boundary.d_model");
-        same(config.cross.d_model, d, "cross.d_model");
+        same(encoder_.d_in(), d, "the encoder"), same(encoder_.d_out(), d, "the encoder");
+        same(decoder_.d_in(), d, "the decoder"), same(decoder_.d_out(), d, "the decoder");
+        same(backbone_.d_in(), c, "the backbone"), same(backbone_.d_out(), c, "the backbone");
+        same(config.boundary.d_model, d, "boundary"), same(config.cross.d_model, d, "cross");
         same(config.cross.d_concept, c, "cross.d_concept");
     }
     const config_type& config() const { return config_; }
@@ -153,16 +152,13 @@ public:
         kept k = take_tokens(keep, b);
         encoder_.forward(part(b, 0), x, k.h, tape, workspace, ex);
         detector_.detect(part(b, 3), k.h, config_.boundary.forward_by, nullptr, k.found, workspace, ex);
-        if (ex.dry()) {
-            finish(b, k, false, y, tape, workspace, ex);
-        } else {
-            check_made(b, k.found.starts, nullptr, b.max_concepts);
-            rehearse(ex, tape, [&](executor_ref dry) { finish(b, k, true, y, tape, workspace, dry); });
-            finish(b, k, true, y, tape, workspace, ex);
-            const auto& loss = config_.boundary.loss;
-            if (tape != nullptr && loss.counts != nullptr && !loss.counted)
-                *loss.counts += detector_.count(k.found, b.n_tokens);
-        }
+        const bool known = !ex.dry();
+        if (known) check_made(b, k.found.starts, nullptr, b.max_concepts);
+        rehearse(ex, tape, [&](executor_ref dry) { finish(b, k, known, y, tape, workspace, dry); });
+        finish(b, k, known, y, tape, workspace, ex);
+        const auto& loss = config_.boundary.loss;
+        if (known && tape != nullptr && loss.counts != nullptr && !loss.counted)
+            *loss.counts += detector_.count(k.found, b.n_tokens);
         record.keep();
     }
 
@@ -189,13 +185,13 @@ public:
             if (m > 0)
                 backbone_.backward(part(k.cut.to, 1), k.concepts.c, dz, dlook, tape, grad.backbone, workspace,
                                    ex);
-            give_back(tape, [&](arena& a) { (void)take_concepts(a, b, k); });
+            tape.give_back([&](arena& a) { (void)take_concepts(a, b, k); });
             pool_.form_backward(dlook, k.cut, k.concepts, dh, grad.concepts, workspace, ex);
         }
         if (config_.concepts.moves_boundaries() || config_.boundary.loss.weight > 0)
             detector_.backward(b, k.h, k.found, dp, dh, grad.boundary, workspace, ex);
         encoder_.backward(part(b, 0), x, dh, dx, tape, grad.encoder, workspace, ex);
-        give_back(tape, [&](arena& a) { (void)take_tokens(a, b); });
+        tape.give_back([&](arena& a) { (void)take_tokens(a, b); });
     }
 
     state_type bind_state(arena& memory, const limits& most) const {
@@ -203,8 +199,7 @@ public:
         state_type s;
         s.own = concept_state<T>::bind(memory, most, config_.concepts, config_.boundary.scan_width());
         limits tokens = most, concepts = most;
-        // tokens whose concepts find no room are taken back
-        if (s.own.bounded()) tokens.max_rollback += most.max_rows;
+        if (s.own.bounded()) tokens.max_rollback += most.max_rows; // where concepts find no room
         concepts.max_tokens = s.own.max_concepts;
         concepts.max_rows = std::min(most.max_rows, s.own.max_concepts);
         s.encoder = encoder_.bind_state(memory, tokens);
@@ -229,7 +224,7 @@ public:
         const kept k = take_tokens(workspace, b);
         encoder_.extend(part(b, 0), x, k.h, state.encoder, workspace, ex);
         detector_.detect(b, k.h, boundary_choice::threshold, past, k.found, workspace, ex);
-        if (!ex.dry()) check_made(b, k.found.starts, past, b.max_concepts, &state);
+        if (!ex.dry()) check_made(b, k.found.starts, past, state.own.max_concepts, &state);
         finish_extend(b, k, past, y, state, workspace, ex);
     }
     void prefill(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,
@@ -247,7 +242,7 @@ public:
                                arena& workspace, executor_ref ex = {}) const {
         check_call(b, x, x);
         require_shape(p, 1, b.n_tokens, "dlcm", "p");
-        require(static_cast<idx>(starts.size()) == b.n_tokens, "dlcm", "starts must be one for each token");
+        require_shape(tensor_view<std::uint8_t>(starts), 1, b.n_tokens, "dlcm", "starts");
         const arena::scope scope(workspace);
         const kept k = take_tokens(workspace, b);
         encoder_.forward(part(b, 0), x, k.h, nullptr, workspace, ex);
@@ -261,14 +256,12 @@ public:
     sizes bytes(const limits& most) const { return layer_bytes(*this, most); }
     // With as many tokens to a segment as `boundary` aims at.
     double flops(idx n_tokens, idx past = 0) const {
-        const double ratio = config_.boundary.expected_ratio();
-        auto made = [&](idx n) { return static_cast<idx>(std::llround(static_cast<double>(n) / ratio)); };
-        const idx m = made(n_tokens);
-        double pairs = 0;
-        for (idx i = past; i < past + n_tokens; ++i) pairs += static_cast<double>(i) / ratio;
+        const double ratio = config_.boundary.expected_ratio(), n = static_cast<double>(n_tokens);
+        auto made = [&](idx of) { return static_cast<idx>(std::llround(static_cast<double>(of) / ratio)); };
+        const double pairs = n / ratio * (static_cast<double>(past) + (n - 1) / 2);
         return encoder_.flops(n_tokens, past) + decoder_.flops(n_tokens, past) + detector_.flops(n_tokens) +
-               pool_.flops(static_cast<double>(m)) + backbone_.flops(m, made(past)) +
-               cross_.flops(n_tokens, static_cast<double>(m), pairs);
+               pool_.flops(n / ratio) + backbone_.flops(made(n_tokens), made(past)) +
+               cross_.flops(n_tokens, n / ratio, pairs);
     }
 
 private:
@@ -307,13 +300,6 @@ private:
         kept k = take_tokens(none, b);
         k.cut.to.n_tokens = most_made(b, b.max_concepts);
         return take_concepts(none, b, k);
-    }
-    // Takes from the tape what take(tape) took.
-    template <class F>
-    static void give_back(arena& tape, F&& take) {
-        arena counting;
-        take(counting);
-        tape.release(tape.used() - counting.used());
     }
     // Of a batch that only counts; each: of a sequence, 0 for any number.
     static idx most_made(const batch& b, idx each) {
