@@ -39,7 +39,8 @@ param_counts counts_by_role(const P& params) {
 }
 
 // Of a model that works on concepts (layers/dlcm.hpp): multiplications with weights, and numbers kept as keys
-// and values, once a token and once a concept. Embeddings and attention maps are not counted.
+// and values, once a token and once a concept. Embeddings and attention maps are not counted, an untied head
+// is.
 struct concept_counts {
     double token_products = 0, concept_products = 0;
     double token_keys = 0, concept_keys = 0;

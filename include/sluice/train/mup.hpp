@@ -13,9 +13,9 @@ namespace sluice {
 enum class width_group { tokens, concepts, none };
 
 // Of a parameter set of layers/dlcm.hpp, also inside a model: what the backbone reads, and the keys and
-// values of the cross-attention, are of the width of concepts.
+// values of the cross-attention, are of the width of concepts. The head is an embedding of its own.
 inline width_group width_group_of(const param_name& name, role r) {
-    if (r != role::matrix) return width_group::none;
+    if (r != role::matrix || name.last() == "head") return width_group::none;
     const bool keys = name.last() == "w_k" || name.last() == "w_v";
     return name.within("backbone") || (name.within("cross") && keys) ? width_group::concepts
                                                                      : width_group::tokens;
