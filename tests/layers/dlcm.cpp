@@ -413,6 +413,19 @@ TEST_CASE("more concepts than the limit are refused before anything is written")
           "dlcm state: sequence 0: needs 9 rows in one call (max_rows), has 8");
 }
 
+TEST_CASE("a backbone that cannot take a call's concepts is noticed before the encoder is called") {
+    auto c = small_config();
+    c.backbone.attention.window = 2;
+    const small_layer s(c);
+    const sluice::limits most{.max_tokens = 200, .max_rows = 4};
+    arena memory(s.layer.bytes(most).state), workspace(std::size_t{1} << 20);
+    auto state = s.layer.bind_state(memory, most);
+    const auto x = random_tokens(100, 6, 1);
+    sluice::tensor<double> y(100, 6);
+    CHECK_THROWS_AS(s.layer.extend(batch::one(100), x, y.view(), state, workspace), capacity_error);
+    CHECK((state.tokens(0) == 0 && state.encoder.tokens(0) == 0 && workspace.used() == 0));
+}
+
 TEST_CASE("the loss on boundaries is of all batches of a step") {
     auto c = small_config();
     c.concepts.gradient = sluice::boundary_gradient::stopped;

@@ -86,8 +86,8 @@ struct activation_backward {
 
 template <class T, activation... Kinds>
 using activation_calls = simd::calls<
-    simd::call<activation_forward<Kinds>, const T*, const T*, T*, idx, glu_form>...,
-    simd::call<activation_backward<Kinds>, const T*, const T*, const T*, T*, T*, idx, glu_form>...>;
+    simd::call<activation_forward<Kinds>, const T*, const T*, T*, idx, const glu_form&>...,
+    simd::call<activation_backward<Kinds>, const T*, const T*, const T*, T*, T*, idx, const glu_form&>...>;
 
 // The linear half of a pair: clamp(up, -clamp, clamp) + offset; NaN stays NaN.
 template <class P>

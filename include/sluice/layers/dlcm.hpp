@@ -81,12 +81,12 @@ struct dlcm_state {
         cross.keys.truncate(slot, made);
         decoder.truncate(slot, tokens);
     }
-    // Throws unless there is room for the tokens. Whether there is for their concepts, where max_concepts
-    // are fewer, is known when they are cut.
+    // Throws unless there is room for the tokens; for their concepts, extend does, which knows how many.
     void check_room(const batch& b) const {
         own.check_room(b);
         check_room_of(encoder, b);
         check_room_of(decoder, b);
+        if (!own.bounded()) check_room_of(backbone, b); // as many concepts at a time as there may be
     }
 };
 
