@@ -163,6 +163,11 @@ void cross(idx length, when w = when::always) {
             c.against("replicated", attending(c, d, d.copies, d.k_copies, d.v_copies, d.prefix, d.y_peer),
                       d.y_peer);
             c.against("masked", with_mask(c, d, length), d.y_peer);
+            c.against("masked_libtorch",
+                      libtorch_attention(
+                          {d.q, d.k, d.v, d.y_peer.view(), heads.n_heads, heads.n_kv_heads, false, d.mask},
+                          c.threads(), torch_gqa::option),
+                      d.y_peer);
             c.against("masked_blocks", with_mask(c, d, 128), d.y_peer);
         },
         w);
