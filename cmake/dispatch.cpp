@@ -15,6 +15,7 @@
 #include <sluice/kernels/table.hpp>
 #include <sluice/kernels/top_k.hpp>
 #include <sluice/ops/copy_attention.hpp>
+#include <sluice/ops/segment.hpp>
 #include <sluice/simd/instantiate.hpp>
 
 using namespace sluice;
@@ -34,4 +35,8 @@ template struct sluice::simd::compile<
     attention_calls<float, causal_attention, packed_keys<float>, cached_keys<float>>,
     attention_backward_calls<float, causal_attention>,
     attention_calls<float, copy_attention, copy_sources<float>>,
-    attention_backward_calls<float, copy_attention>>;
+    attention_backward_calls<float, copy_attention>,
+    attention_calls<float, ragged_prefix, concept_sources<float>>,
+    attention_backward_calls<float, ragged_prefix>,
+    attention_calls<float, weighted_prefix<float>, concept_sources<float>>,
+    attention_backward_calls<float, weighted_prefix<float>>>;

@@ -26,11 +26,11 @@ set(may_include_layers_too io/checkpoints)
 
 # Which headers need companions. Keep the lists of exceptions short, each with its reason.
 set(needs_test core simd kernels ops train infer io parallel)
-# Expands lists of kernels into instances; whatever runs a kernel tests it.
-set(without_test simd/instantiate)
-# Settings of another layer, which has one; a part of mixture_of_depths.
-set(without_reference layers/moe_presets layers/depth_router)
-set(without_example layers/depth_router)
+# Expands lists of kernels into instances; whatever runs a kernel tests it. A part of dlcm, tested there.
+set(without_test simd/instantiate layers/concept_pool)
+# Settings of another layer, which has one; parts of mixture_of_depths and of dlcm.
+set(without_reference layers/moe_presets layers/depth_router layers/concept_pool)
+set(without_example layers/depth_router layers/boundary_detector layers/concept_cross_attention layers/concept_pool)
 # Instances: meant for few files, not for users. The vocabulary: needs ICU, which nothing else does.
 set(without_umbrella simd/instantiate io/vocabulary)
 

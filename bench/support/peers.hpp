@@ -57,7 +57,8 @@ struct attended {
     tensor_view<const float> q, k, v;
     tensor_view<float> y; // the result of the first call
     idx n_heads, n_kv_heads;
-    bool causal; // with as many keys as queries; else every query sees every key
+    bool causal;                     // with as many keys as queries; else every query sees every key
+    tensor_view<const float> mask{}; // tokens x keys, added to scores; empty: none
 };
 // How query heads that share a key head are handed to scaled_dot_product_attention: its option, which repeats
 // the keys in memory, or, for one token only, folded into its rows, so that the keys are read once.

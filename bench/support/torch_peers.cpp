@@ -66,11 +66,13 @@ call attend(const attended& p, idx threads, torch_gqa form) {
     const at::Tensor k = split_heads(shared(p.k), p.n_kv_heads), v = split_heads(shared(p.v), p.n_kv_heads);
     const bool folded = form == torch_gqa::folded;
     if (folded) q = shared(p.q).view({1, p.n_kv_heads, p.n_heads / p.n_kv_heads, -1});
-    return [q, k, v, folded, y = p.y, causal = p.causal, threads, first = true]() mutable {
+    std::optional<at::Tensor> mask;
+    if (!p.mask.empty()) mask = shared(p.mask);
+    return [q, k, v, mask, folded, y = p.y, causal = p.causal, threads, first = true]() mutable {
         use_threads(threads);
         const c10::InferenceMode no_gradient;
         const at::Tensor result =
-            at::scaled_dot_product_attention(q, k, v, {}, 0, causal, std::nullopt, !folded);
+            at::scaled_dot_product_attention(q, k, v, mask, 0, causal, std::nullopt, !folded);
         if (std::exchange(first, false)) copy_into(y, folded ? result : result.transpose(1, 2));
     };
 }

@@ -293,3 +293,20 @@ TEST_CASE("repeated takes are counted without repeating them") {
     alone.count(3, [&] { alone.take<float>(1); });
     CHECK(alone.used() == 192);
 }
+
+TEST_CASE("a scope that is kept gives nothing back, and a record is given back by counting it") {
+    arena a(1024);
+    a.take<char>(1);
+    auto record = [](arena& to, idx n) {
+        to.take<float>(n);
+        to.take<char>(1);
+    };
+    for (const bool kept : {false, true}) {
+        arena::scope scope(a);
+        record(a, 20);
+        if (kept) scope.keep();
+    }
+    CHECK(a.used() == 64 + 192);
+    a.give_back([&](arena& counting) { record(counting, 20); });
+    CHECK(a.used() == 64);
+}

@@ -77,6 +77,7 @@ TEST_CASE("negative counts are refused") {
     CHECK(complaint({.n_tokens = 1, .copies = 0}) == "norm: batch: copies must be positive, is 0");
     CHECK(complaint({.n_tokens = 1, .copies = -2}) == "norm: batch: copies must be positive, is -2");
     CHECK(complaint(batch::one(1, -5)) == "norm: batch: first_position is -5");
+    CHECK(complaint({.n_tokens = 1, .max_concepts = -1}) == "norm: batch: max_concepts is -1");
 }
 
 TEST_CASE("positions must be one a token and not negative") {

@@ -105,7 +105,9 @@ static_assert(!sluice::layer<int>);
 TEST_CASE("limits and sizes start where one token of one sequence is meant") {
     const sluice::limits l;
     CHECK((l.max_tokens == 0 && l.max_rows == 1 && l.n_sequences == 1 && l.max_rollback == 0 &&
-           l.workers == 1));
+           l.workers == 1 && l.max_concepts == 0));
+    for (const idx bad : {idx{-1}, idx{1} << 41})
+        CHECK_THROWS_AS(sluice::check_limits({.max_concepts = bad}), sluice::config_error);
     const sluice::sizes s;
     CHECK((s.state == 0 && s.workspace == 0 && s.tape == 0));
 }

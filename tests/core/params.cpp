@@ -52,6 +52,12 @@ TEST_CASE("names are dotted and empty parts leave no dot") {
     CHECK(param_name(root, idx{0}).str() == "0");
 }
 
+TEST_CASE("names know their parts") {
+    const sluice::param_name body("body"), layer(body, sluice::idx{3}), w(layer, "w");
+    CHECK((w.within("body") && w.within("w") && body.within("body")));
+    CHECK((!w.within("bo") && !body.within("w") && !layer.within("3")));
+}
+
 TEST_CASE("each_param visits every tensor with name and role") {
     arena dry;
     auto p = pair_params<float>::bind(dry, {});

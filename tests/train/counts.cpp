@@ -1,5 +1,6 @@
 #include "support/catch.hpp"
 
+#include <sluice/layers/dlcm.hpp>
 #include <sluice/layers/language_model.hpp>
 #include <sluice/layers/transformer_block.hpp>
 #include <sluice/train/counts.hpp>
@@ -105,4 +106,54 @@ TEST_CASE("flops: a prompt and its continuation add up to the whole") {
         for (idx past = 3; past < 10; ++past) parts += m.net.flops(1, past);
         CHECK(parts == m.net.flops(10));
     }
+}
+
+TEST_CASE("counts_by_concept: the paper's table 3") {
+    using body = dlcm<stack<transformer_block<float>>>;
+    using concepts = language_model<body>;
+    auto block = [](idx d, idx n_kv_heads, idx d_ff) {
+        return transformer_block_config{
+            .attention = {.d_model = d, .n_heads = d / 64, .n_kv_heads = n_kv_heads, .head_dim = 64},
+            .feed_forward = {.d_model = d, .d_ff = d_ff},
+            .norm = {.d_model = d}};
+    };
+    constexpr idx d = 1536, c = 3072, vocabulary = 128815;
+    const auto token = block(d, 12, 6144);
+    concepts::config_type config{
+        .embedding = {.vocabulary = vocabulary, .d_model = d},
+        .body = {.encoder = {10, token},
+                 .boundary = {.d_model = d, .rule = boundary_rule::similarity},
+                 .concepts = {.d_model = d, .d_concept = c},
+                 .backbone = {16, block(c, 24, 6144)},
+                 .cross = {.d_model = d, .d_concept = c, .n_heads = 24, .n_kv_heads = 12, .head_dim = 64},
+                 .decoder = {6, token}},
+        .norm = {.d_model = d}};
+    const model::config_type dense_config{
+        .embedding = config.embedding, .body = {32, block(d, 24, 4096)}, .norm = {.d_model = d}};
+    arena views(std::size_t{1} << 20), a = arena::shapes(views), b = arena::shapes(views),
+                                       e = arena::shapes(views);
+    const auto dense = model::params_type::bind(a, dense_config);
+    const auto table = concepts::params_type::bind(b, config);
+    config.body.boundary = {.d_model = d, .d_scan = d};
+    const auto learned = concepts::params_type::bind(e, config);
+
+    auto is = [](double value, double want, double within) { CHECK(std::abs(value - want) < within); };
+    is(counts_by_concept(dense).token_products, 906e6 + vocabulary * d, 1e5); // with the head
+    is(static_cast<double>(count_params(dense)), 1.302e9, 5e5);
+    is(static_cast<double>(count_params(table)), 2.335e9, 5e5);
+    const concept_counts of_dense = counts_by_concept(dense.body), n = counts_by_concept(learned.body);
+    CHECK(of_dense.concept_products == 0);
+    is(of_dense.token_products, 906e6, 1e5);
+    CHECK(of_dense.keys(4) == 98304);
+    is(n.products(2), 1259.9e6, 1e5);
+    is(n.products(4), 917.8e6, 1e5);
+    is(n.products(8), 746.7e6, 1e5);
+    is(n.products(4) / of_dense.products(4), 1.013, 5e-4);
+    is(n.products(2) / of_dense.products(2), 1.39, 5e-3);
+    is(n.products(8) / of_dense.products(8), 0.82, 5e-3);
+    is(n.backbone / static_cast<double>(count_params(learned)), 0.58, 5e-3);
+    is(n.backbone / 4 / (n.products(4) + vocabulary * d), 0.305, 2e-3); // of all products with the head
+    CHECK(n.keys(4) == 37248);
+    is(n.keys(2) / of_dense.keys(2), 0.51, 5e-3);
+    is(n.keys(8) / of_dense.keys(8), 0.31, 7e-3);
 }

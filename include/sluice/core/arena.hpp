@@ -126,17 +126,30 @@ public:
         used_ = mark;
     }
 
+    // Releases what take(arena) took last, by calling it on one that counts.
+    template <class F>
+    void give_back(F&& take) {
+        arena counting;
+        take(counting);
+        release(used_ - counting.used_);
+    }
+
     // Restores the mark when it goes out of scope: the first line of a function that uses workspace.
     class scope {
     public:
         explicit scope(arena& a) : arena_(a), mark_(a.used()) {}
         scope(const scope&) = delete;
         scope& operator=(const scope&) = delete;
-        ~scope() { arena_.used_ = mark_; }
+        ~scope() {
+            if (!kept_) arena_.used_ = mark_;
+        }
+        // Nothing is given back: what was taken has become a record that backward will pop.
+        void keep() { kept_ = true; }
 
     private:
         arena& arena_;
         std::size_t mark_;
+        bool kept_ = false;
     };
 
 private:

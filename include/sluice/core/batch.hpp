@@ -26,6 +26,9 @@ struct batch {
     std::uint64_t random_key = 0; // for jitter and sampling; the same key gives the same numbers
     // Where memory is only counted: as many sequences as there may be; offsets are empty then.
     idx counted_sequences = 0;
+    // Concepts that each sequence may make in this call; 0: as many as it has tokens. More is a
+    // capacity_error.
+    idx max_concepts = 0;
 
     // One sequence of n tokens, the first at `first`.
     static batch one(idx n, idx first = 0) { return {.n_tokens = n, .first_position = first}; }
@@ -167,6 +170,7 @@ inline void check_batch(const batch& b, std::string_view layer) {
     if (b.n_tokens < 0) fail("n_tokens is " + text(b.n_tokens));
     if (b.copies < 1) fail("copies must be positive, is " + text(b.copies));
     if (b.first_position < 0) fail("first_position is " + text(b.first_position));
+    if (b.max_concepts < 0) fail("max_concepts is " + text(b.max_concepts));
     if (b.first_position > std::numeric_limits<idx>::max() - b.n_tokens)
         fail("first_position is " + text(b.first_position) + ", too large for " + text(b.n_tokens) +
              " tokens");

@@ -27,6 +27,8 @@ struct limits {
     idx copies = 1;       // rows of a token (batch::copies)
     outputs wanted = outputs::all;
     idx max_routed = 0; // of max_tokens, those that a layer which skips tokens must hold; 0: all
+    // Concepts that a sequence may make, in a call and of all that its state holds; 0: as many as tokens.
+    idx max_concepts = 0;
 };
 
 // Throws config_error for a value that no caller can mean; sizes computed from the others cannot overflow
@@ -44,6 +46,7 @@ inline void check_limits(const limits& most) {
     check(most.workers, 1, "workers", 20);
     check(most.copies, 1, "copies", 20);
     check(most.max_routed, 0, "max_routed");
+    check(most.max_concepts, 0, "max_concepts");
 }
 
 struct sizes {
@@ -82,6 +85,7 @@ sizes layer_bytes(const L& layer, const limits& most) {
     batch b = batch::one(most.max_rows);
     b.copies = most.copies;
     b.counted_sequences = most.n_sequences;
+    b.max_concepts = most.max_concepts;
     const tensor_view<T> x(nullptr, b.rows(), layer.d_in()), y(nullptr, b.rows(), layer.d_out());
     layer.forward(b, x, y, nullptr, workspace, ex);
     if constexpr (is_trainable<L> && has_backward<L>) {

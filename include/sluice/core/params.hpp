@@ -36,6 +36,9 @@ public:
     }
 
     std::string_view last() const { return text_; } // part; empty for a number
+    bool within(std::string_view part) const {      // or is itself of that name
+        return text_ == part || (parent_ != nullptr && parent_->within(part));
+    }
 
 private:
     const param_name* parent_ = nullptr;

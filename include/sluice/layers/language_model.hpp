@@ -165,7 +165,9 @@ public:
         arena workspace, tape, state_memory, grad_memory;
         dry_run counting{most.workers};
         const executor_ref ex(counting);
-        const batch b = batch::one(most.max_rows);
+        batch b = batch::one(most.max_rows);
+        b.counted_sequences = most.n_sequences;
+        b.max_concepts = most.max_concepts;
         const bool last = most.wanted == outputs::last && most.max_tokens > 0; // then only extend is asked
         const tensor_view<T> logits(nullptr, last ? 1 : most.max_rows, vocabulary());
         if (!last) forward(b, logits, workspace, ex);

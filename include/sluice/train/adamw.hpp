@@ -22,6 +22,7 @@ struct adamw_config {
 struct adamw_group {
     double rate_factor = 1;
     bool decay = false;
+    double eps_factor = 1;
 };
 
 // The usual rule: matrices decay; vectors, embeddings and tables do not.
@@ -70,7 +71,7 @@ double adamw(P& weights, const G& gradients, G& means, G& squares, const adamw_c
             // off
             a.step_size = static_cast<T>(rate / (1 - std::pow(static_cast<double>(a.beta1), t)));
             a.square_scale = static_cast<T>(1 / (1 - std::pow(static_cast<double>(a.beta2), t)));
-            a.eps = static_cast<T>(c.eps);
+            a.eps = static_cast<T>(c.eps * group.eps_factor);
             // rounded once, so that flags make no difference
             a.keep = static_cast<T>(group.decay ? std::fma(-rate, c.decay, 1.0) : 1);
             adamw_update<Arch, T>(w, g, m, v, a, ex);

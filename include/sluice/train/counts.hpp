@@ -38,6 +38,38 @@ param_counts counts_by_role(const P& params) {
     return n;
 }
 
+// Of a model that works on concepts (layers/dlcm.hpp): multiplications with weights, and numbers kept as keys
+// and values, once a token and once a concept. Embeddings and attention maps are not counted, an untied head
+// is.
+struct concept_counts {
+    double token_products = 0, concept_products = 0;
+    double token_keys = 0, concept_keys = 0;
+    double backbone = 0; // of the concept_products
+
+    double products(double tokens_per_concept) const { // of one token
+        return token_products + concept_products / tokens_per_concept;
+    }
+    double keys(double tokens_per_concept) const { return token_keys + concept_keys / tokens_per_concept; }
+};
+
+template <class P>
+concept_counts counts_by_concept(const P& params) {
+    concept_counts n;
+    each_param(
+        [&](const param_name& name, role r, const auto& t) {
+            if (r != role::matrix) return;
+            const auto size = static_cast<double>(t.size()), rows = static_cast<double>(t.rows());
+            const bool keys = (name.last() == "w_k" || name.last() == "w_v") && !name.within("boundary");
+            const bool backbone = name.within("backbone"), cross = name.within("cross");
+            const bool concepts = backbone || name.within("concepts") || (cross && keys);
+            (concepts ? n.concept_products : n.token_products) += size;
+            if (backbone) n.backbone += size;
+            if (keys) (concepts ? n.concept_keys : n.token_keys) += rows;
+        },
+        params);
+    return n;
+}
+
 // Multiplications and additions of one training step on sequences of `length` tokens: the forward pass and
 // twice as much for the two products of the backward pass (Kaplan et al., "Scaling laws", 2020, section 2.1).
 // What backward recomputes is not counted.
