@@ -19,7 +19,11 @@
 #include "infer/sampling.hpp"
 #include "io/dtype.hpp"
 #include "io/file.hpp"
+#include "io/gguf.hpp"
+#include "io/gguf_types.hpp"
+#include "io/gguf_value.hpp"
 #include "io/output.hpp"
+#include "io/utf8.hpp"
 #if __has_include(<nlohmann/json.hpp>) // files need it; nothing else does
 #    include "io/checkpoints.hpp"
 #    include "io/json.hpp"
