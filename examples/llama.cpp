@@ -2,6 +2,7 @@
 // The model is a GGUF file, or a folder of config.json, tokenizer.json and safetensors. Speed is told on
 // stderr.
 #include "support/interrupt.hpp"
+#include "support/llama_model.hpp"
 #include "support/tokens.hpp"
 
 #include <sluice/sluice.hpp>
@@ -59,15 +60,8 @@ void report(const char* what, idx tokens, double seconds) {
                  seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0);
 }
 
-template <class W, class Source>
-void run(const options& o, const Source& file, const io::llama_config& config, const io::tokenizer& words) {
-    using params_type = io::llama_params<W>;
-    sluice::arena counted;
-    (void)io::load_llama<params_type>(file, config, counted);
-    sluice::arena memory(counted.bytes());
-    const auto params = io::load_llama<params_type>(file, config, memory);
-    const sluice::language_model<sluice::stack<sluice::transformer_block<float, W>>> net(config, params);
-
+template <class Model>
+void run(const options& o, const Model& net, const io::tokenizer& words) {
     sluice::thread_pool pool(
         o.threads > 0 ? o.threads : static_cast<idx>(std::max(1U, std::thread::hardware_concurrency())));
     const auto tokens_of = [&](std::string_view text) {
@@ -99,13 +93,6 @@ void run(const options& o, const Source& file, const io::llama_config& config, c
     report("decode", done.decoded, done.decode_seconds);
 }
 
-template <class Source>
-void run(const options& o, const Source& file, const io::llama_config& config, const io::tokenizer& words) {
-    using namespace sluice;
-    if (o.weights == "bf16") return run<packed<bf16>>(o, file, config, words);
-    run<packed<float>>(o, file, config, words);
-}
-
 } // namespace
 
 int main(int argc, char** argv) {
@@ -113,7 +100,11 @@ int main(int argc, char** argv) {
     try {
         options o;
         parse(app, o, argc, argv);
-        run(o);
+        const auto with = [&](const auto& net, const io::tokenizer& words) { run(o, net, words); };
+        if (o.weights == "bf16")
+            with_llama<sluice::bf16>(o.model, with);
+        else
+            with_llama<float>(o.model, with);
     } catch (const CLI::CallForHelp& e) {
         return app.exit(e);
     } catch (const std::exception& e) {

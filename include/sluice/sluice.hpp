@@ -37,6 +37,7 @@
 #    include "io/safetensors.hpp"
 #    include "io/safetensors_index.hpp"
 #    include "io/safetensors_writer.hpp"
+#    include "io/tokenizer_json.hpp"
 #endif
 #include "kernels/activation.hpp"
 #include "kernels/adamw.hpp"

@@ -70,6 +70,16 @@ inline std::optional<std::string> bytes_of_token(std::string_view token) {
     return text;
 }
 
+// The two tokens of a merge that is written as one string.
+inline std::pair<std::string, std::string> merge_of(const std::string& where, std::string_view merge) {
+    const std::size_t space = merge.find(' ');
+    if (space == 0 || space + 1 >= merge.size() || space == merge.npos ||
+        merge.find(' ', space + 1) != merge.npos)
+        fail(where, "the merge \"" + std::string(merge.substr(0, 64)) +
+                        "\" must be two tokens with a space between");
+    return {std::string(merge.substr(0, space)), std::string(merge.substr(space + 1))};
+}
+
 // Where the match of gpt2's expression that begins at `at` ends; `at` is below the text's size.
 inline std::size_t word_end(std::string_view text, std::size_t at) {
     const auto kind_at = [&](std::size_t& i) { return kind_of(next_code_point(text, i)); };
@@ -327,14 +337,8 @@ inline tokenizer gguf_tokenizer(const gguf& source) {
         for (const std::int64_t kind : source.integers(prefix + "token_type"))
             parts.kinds.push_back(static_cast<token_kind>(kind >= 1 && kind <= 6 ? kind : 0));
     }
-    for (const std::string_view merge : source.texts(prefix + "merges")) {
-        const std::size_t space = merge.find(' ');
-        if (space == 0 || space == merge.npos || merge.find(' ', space + 1) != merge.npos ||
-            space + 1 == merge.size())
-            detail::fail(source.path(), "the merge \"" + std::string(merge.substr(0, 64)) +
-                                            "\" must be two tokens with a space between");
-        parts.merges.emplace_back(merge.substr(0, space), merge.substr(space + 1));
-    }
+    for (const std::string_view merge : source.texts(prefix + "merges"))
+        parts.merges.push_back(detail::merge_of(source.path(), merge));
     const auto special = [&](const char* key) -> std::optional<token_id> {
         if (!source.has_value(prefix + key)) return {};
         const std::int64_t id = source.integer(prefix + key);
