@@ -3,6 +3,7 @@
 random model in safetensors.
 
     python3 llama.py <the program llama> [<a GGUF file>]
+    python3 llama.py --save tests/data        (writes what the tests compare with)
 """
 import importlib.util
 import json
@@ -151,7 +152,111 @@ def compare_safetensors(program, folder, words):
     return worst
 
 
+def small_words(folder):
+    """A tokenizer of 400 tokens, some of them special, trained on this folder."""
+    from tokenizers import AddedToken, models, trainers
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    words.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=397, special_tokens=["<|end|>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    words.train_from_iterator([pathlib.Path(__file__).read_text()] + list(TEXTS.values()) * 4, trainer)
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words.pre_tokenizer])
+    words.add_special_tokens([AddedToken("<|end|>|", special=True, normalized=False)])
+    words.add_tokens([AddedToken("\n    \n", special=False, normalized=False), AddedToken("中文", special=False, normalized=False)])
+    words.save(str(folder / "tokenizer.json"))
+    return words
+
+
+TEXTS = {
+    "source": "int main(int argc, char** argv) {\n    for (int i = 0; i < 10; ++i)\n\tprintf(\"%d\\n\", x[i] += 0x1F);\n}\n",
+    "english": "I'm sure they've said it's theirs, we'll see; DON'T he'd 'sx 's 'd rock'n'roll. The the the",
+    "chinese": "中文字符，测试 12 中文。日本語のテキスト、한국어 텍스트",
+    "emoji": "🎉👩‍👩‍👧 flags 🇩🇪 e\u0301 é \u200b \ufeff z\u0335a\u0334",
+    "space": "a  b   c \t\n\r\n  x\n\n y \u3000 z\u00a0\u2028 \u0085 end   ",
+    "digits": "1 23 456 3.14159 1e-10 x86_64 1２３ ¼Ⅷ 一二 ٣٤ 12ab34",
+    "special": "<|end|><|end|>|<|end|> |<|end|\n    \n\n    \n  ",
+    "control": "\x00\x01\x7f\x1b[0m",
+    "one": "x",
+    "none": "",
+}
+
+
+def save_words(folder):
+    words = small_words(folder)
+    gpt2 = Tokenizer.from_str(words.to_str())
+    gpt2.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    cases = [{"name": name, "text": text, "smollm": words.encode(text).ids, "gpt2": gpt2.encode(text).ids}
+             for name, text in TEXTS.items()]
+    json.dump({"texts": cases}, open(folder / "tokenizer_texts.json", "w"), indent=0)
+    return words
+
+
+def save_model(folder, words):
+    """A random model in blocks of all types, and logits of transformers."""
+    import numpy
+    state = numpy.random.default_rng(3)
+    out = gguf.GGUFWriter(folder / "llama.gguf", "llama")
+    sizes = {"vocab": words.get_vocab_size(), "d": 32, "ff": 64, "heads": 4, "kv": 2, "layers": 2}
+    out.add_block_count(sizes["layers"])
+    out.add_context_length(128)
+    out.add_embedding_length(sizes["d"])
+    out.add_feed_forward_length(sizes["ff"])
+    out.add_head_count(sizes["heads"])
+    out.add_head_count_kv(sizes["kv"])
+    out.add_rope_freq_base(5000.0)
+    out.add_layer_norm_rms_eps(1e-3)
+    out.add_vocab_size(sizes["vocab"])
+    out.add_rope_dimension_count(8)
+    model = json.loads(words.to_str())
+    tokens = [words.id_to_token(i) for i in range(sizes["vocab"])]
+    added = {t["id"]: 3 if t["special"] else 4 for t in model["added_tokens"]}
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("smollm")
+    out.add_token_list(tokens)
+    out.add_token_types([added.get(i, 1) for i in range(len(tokens))])
+    out.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["model"]["merges"]])
+    out.add_eos_token_id(0)
+
+    def add(name, shape, kind, scale=0.3, mean=0.0):
+        x = (state.standard_normal(shape) * scale + mean).astype(numpy.float32)
+        kind = gguf.GGMLQuantizationType[kind]
+        out.add_tensor(name, gguf.quants.quantize(x, kind), raw_dtype=kind)
+
+    d, ff, kv = sizes["d"], sizes["ff"], 8 * sizes["kv"]
+    add("token_embd.weight", (sizes["vocab"], d), "Q8_0")
+    add("output.weight", (sizes["vocab"], d), "Q4_0")
+    add("output_norm.weight", (d,), "F32", 0.2, 1)
+    kinds = [["Q4_1", "Q4_0", "Q8_0", "BF16", "Q4_1", "Q4_1", "Q8_0"], ["F16", "F32", "Q4_1", "Q4_1", "Q4_0", "BF16", "Q4_1"]]
+    for i, kind in enumerate(kinds):
+        add(f"blk.{i}.attn_norm.weight", (d,), "F32", 0.2, 1)
+        add(f"blk.{i}.ffn_norm.weight", (d,), "F32", 0.2, 1)
+        for name, shape in (("attn_q", (d, d)), ("attn_k", (kv, d)), ("attn_v", (kv, d)), ("attn_output", (d, d)),
+                            ("ffn_gate", (ff, d)), ("ffn_up", (ff, d)), ("ffn_down", (d, ff))):
+            add(f"blk.{i}.{name}.weight", shape, kind.pop(0))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    net = AutoModelForCausalLM.from_pretrained(folder, gguf_file="llama.gguf", dtype=torch.float32).double()
+    ids = [random.Random(4).randrange(sizes["vocab"]) for _ in range(12)]
+    with torch.no_grad():
+        logits = net(torch.tensor([ids])).logits[0]
+    chosen = sorted(random.Random(5).sample(range(sizes["vocab"]), 24))
+    read = gguf.GGUFReader(folder / "llama.gguf")
+    rows = {t.name: [float(v) for v in gguf.quants.dequantize(t.data, t.tensor_type).reshape(-1)[-40:]] for t in read.tensors}
+    json.dump({"ids": ids, "columns": chosen, "logits": logits[:, chosen].tolist(), "last_numbers": rows},
+              open(folder / "llama.json", "w"), indent=0)
+
+
+def save(folder):
+    save_model(folder, save_words(folder))
+    return 0
+
+
 def main():
+    if sys.argv[1] == "--save":
+        return save(pathlib.Path(sys.argv[2]))
     program = pathlib.Path(sys.argv[1]).resolve()
     path = find_file()
     if path is None:
