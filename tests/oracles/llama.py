@@ -42,6 +42,11 @@ def as_text(ids):
     return " ".join(map(str, ids))
 
 
+def different_ids(seed, vocabulary, n):
+    """No token twice: among equal ones attention would not tell positions apart."""
+    return random.Random(seed).sample(range(vocabulary), n)
+
+
 def find_file():
     if len(sys.argv) > 2:
         return pathlib.Path(sys.argv[2])
@@ -140,12 +145,15 @@ def compare_safetensors(program, folder, words):
         net.save_pretrained(folder, max_shard_size="8MB")
         json.dump({k: v for k, v in config.to_dict().items() if k != "tokenizer_class"}, open(folder / "config.json", "w"))
         net = net.float()
-        ids = [random.Random(2).randrange(words.get_vocab_size()) for _ in range(24)]
+        ids = different_ids(2, words.get_vocab_size(), 24)
         with torch.no_grad():
             want = net(torch.tensor([ids])).logits[0]
         got = torch.tensor(list(map(float, run(program, "logits", folder, as_text(ids))))).reshape(want.shape)
         error = ((got - want).abs().max() / want.abs().max()).item()
         assert error < 1e-5, error
+        with torch.no_grad():  # the comparison tells positions apart
+            shifted = net(torch.tensor([ids]), position_ids=torch.arange(len(ids))[None] * 2).logits[0]
+        assert (shifted - want).abs().max() / want.abs().max() > 1e-2
         worst = max(worst, error)
         for file in folder.glob("model*"):
             file.unlink()
@@ -153,14 +161,14 @@ def compare_safetensors(program, folder, words):
 
 
 def small_words(folder):
-    """A tokenizer of 400 tokens, some of them special, trained on this folder."""
+    """A tokenizer of 400 tokens, some of them special, trained on the licence."""
     from tokenizers import AddedToken, models, trainers
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     words.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=397, special_tokens=["<|end|>"], show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    words.train_from_iterator([pathlib.Path(__file__).read_text()] + list(TEXTS.values()) * 4, trainer)
+    words.train_from_iterator([(pathlib.Path(__file__).resolve().parents[2] / "LICENSE").read_text()] + list(TEXTS.values()) * 4, trainer)
     words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words.pre_tokenizer])
     words.add_special_tokens([AddedToken("<|end|>|", special=True, normalized=False)])
     words.add_tokens([AddedToken("\n    \n", special=False, normalized=False), AddedToken("中文", special=False, normalized=False)])
@@ -239,7 +247,7 @@ def save_model(folder, words):
     out.write_tensors_to_file()
     out.close()
     net = AutoModelForCausalLM.from_pretrained(folder, gguf_file="llama.gguf", dtype=torch.float32).double()
-    ids = [random.Random(4).randrange(sizes["vocab"]) for _ in range(12)]
+    ids = different_ids(4, sizes["vocab"], 12)
     with torch.no_grad():
         logits = net(torch.tensor([ids])).logits[0]
     chosen = sorted(random.Random(5).sample(range(sizes["vocab"]), 24))

@@ -58,7 +58,7 @@ private:
         int arrays = 0;
 
         void open(const json_place& at, bool array) {
-            if (at.depth == 0 && array) detail::fail(where, "is an array, must be an object");
+            if (array) require_object(at);
             arrays += array || arrays > 0;
         }
         void close(const json_place&) { arrays -= arrays > 0; }
@@ -66,8 +66,12 @@ private:
         void number(const json_place& at, std::uint64_t v) { keep(at, v); }
         void real(const json_place& at, double v) { keep(at, v); }
         void boolean(const json_place& at, bool v) { keep(at, v); }
-        void other(const json_place&) {}
+        void other(const json_place& at) const { require_object(at); }
+        void require_object(const json_place& at) const {
+            if (at.depth == 0) detail::fail(where, "is no object");
+        }
         void keep(const json_place& at, value v) {
+            require_object(at);
             if (arrays > 0) return;
             std::string path;
             for (const std::string& key : at.keys) path += (path.empty() ? "" : ".") + key;
