@@ -144,7 +144,8 @@ def compare_safetensors(program, folder, words):
                 torch.nn.init.normal_(p, 0, 0.3)
         net.save_pretrained(folder, max_shard_size="8MB")
         json.dump({k: v for k, v in config.to_dict().items() if k != "tokenizer_class"}, open(folder / "config.json", "w"))
-        net = net.float()
+        # read anew: casting the model would have rounded its rotary frequencies as well
+        net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         ids = different_ids(2, words.get_vocab_size(), 24)
         with torch.no_grad():
             want = net(torch.tensor([ids])).logits[0]
