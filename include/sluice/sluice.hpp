@@ -24,8 +24,7 @@
 #include "io/gguf_value.hpp"
 #include "io/output.hpp"
 #include "io/tokenizer.hpp"
-#include "io/unicode_kinds.hpp"
-#include "io/utf8.hpp"
+#include "io/unicode.hpp"
 #if __has_include(<nlohmann/json.hpp>) // files need it; nothing else does
 #    include "io/checkpoints.hpp"
 #    include "io/json.hpp"

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "file.hpp"
-#include "utf8.hpp"
+#include "unicode.hpp"
 
 #include <array>
 #include <map>

@@ -6,7 +6,6 @@
 #pragma once
 
 #include "gguf.hpp"
-#include "unicode_kinds.hpp"
 
 #include <queue>
 #include <unordered_map>

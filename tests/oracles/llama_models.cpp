@@ -1,6 +1,6 @@
-// What llama.py compares: encodes texts, writes the likeliest tokens, tells logits and perplexity, of a GGUF
-// file or a folder of safetensors. Ids come as lines of numbers on stdin.
-//   llama encode|greedy|perplexity|logits <model> [<n>]
+// What llama_models.py compares: encodes texts, writes the likeliest tokens, tells logits and perplexity, of
+// a GGUF file or a folder of safetensors. Ids come as lines of numbers on stdin.
+//   llama_models encode|greedy|perplexity|logits <model> [<n>]
 #include "../../examples/support/llama_model.hpp"
 #include "../../examples/support/tokens.hpp"
 
@@ -59,10 +59,10 @@ void run(const std::string& mode, const std::string& path, idx n) {
 
 int main(int argc, char** argv) {
     try {
-        if (argc < 3) throw std::runtime_error("llama encode|greedy|perplexity|logits <model> [<n>]");
+        if (argc < 3) throw std::runtime_error("llama_models encode|greedy|perplexity|logits <model> [<n>]");
         run(argv[1], argv[2], argc > 3 ? std::stol(argv[3]) : 0);
     } catch (const std::exception& e) {
-        std::fprintf(stderr, "llama: %s\n", e.what());
+        std::fprintf(stderr, "llama_models: %s\n", e.what());
         return 2;
     }
     return 0;

