@@ -151,6 +151,28 @@ TEST_CASE("the same model in safetensors, rows in the order of other files") {
                contains_text("lm_head.weight is F32 [") && contains_text("no part of such a model"));
 }
 
+TEST_CASE("a workspace of bytes() is enough for the loss of weights that are not trained") {
+    const io::gguf file(io::read(path));
+    const io::llama_config config = io::llama_config_of(file);
+    const loaded<io::llama_params<packed<float>>, io::gguf> weights(file, config);
+    const sluice::language_model<sluice::stack<sluice::transformer_block<float, packed<float>>>> net(
+        config, weights.view);
+    const auto ids = golden("llama.json")["ids"].get<std::vector<sluice::token_id>>();
+    std::vector<sluice::token_id> targets(ids.begin() + 1, ids.end());
+    targets.push_back(sluice::ignored_target);
+    arena workspace(net.bytes({.max_rows = static_cast<idx>(ids.size())}).workspace);
+    const double loss = net.loss(sluice::batch::one(ids), targets, workspace);
+    const tensor<float> logits = logits_of<packed<float>>(file, config);
+    double want = 0;
+    for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
+        double sum = 0;
+        for (idx j = 0; j < logits.cols(); ++j)
+            sum += std::exp(static_cast<double>(logits(static_cast<idx>(i), j)));
+        want += std::log(sum) - static_cast<double>(logits(static_cast<idx>(i), targets[i]));
+    }
+    CHECK(std::abs(loss - want / static_cast<double>(ids.size() - 1)) < 1e-5);
+}
+
 TEST_CASE("bf16 weights are the floats rounded, packed ones are those packed") {
     const io::gguf file(io::read(path));
     const io::llama_config config = io::llama_config_of(file);

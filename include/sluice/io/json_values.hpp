@@ -74,7 +74,7 @@ private:
             require_object(at);
             if (arrays > 0) return;
             std::string path;
-            for (const std::string& key : at.keys) path += (path.empty() ? "" : ".") + key;
+            for (const std::string& key : at.keys) path.append(path.empty() ? "" : ".").append(key);
             values.emplace(std::move(path), std::move(v));
         }
     };

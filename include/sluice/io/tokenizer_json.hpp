@@ -140,7 +140,7 @@ private:
     static bool in_words(const json_place& at) { return !at.keys.empty() && at.keys[0] == "pre_tokenizer"; }
     [[noreturn]] void refuse(const json_place& at) const {
         std::string path;
-        for (const std::string& key : at.keys) path += (path.empty() ? "" : ".") + key.substr(0, 64);
+        for (const std::string& key : at.keys) path.append(path.empty() ? "" : ".").append(key, 0, 64);
         fail(where_, "asks for \"" + path + "\", which is not read");
     }
 
