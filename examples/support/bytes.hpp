@@ -2,15 +2,8 @@
 // drawn by step number, bits per byte on held-out text, and text written through the KV cache.
 #pragma once
 
-#include <sluice/core/arena.hpp>
-#include <sluice/core/batch.hpp>
-#include <sluice/core/executor.hpp>
-#include <sluice/core/layer.hpp>
-#include <sluice/core/random.hpp>
-#include <sluice/core/tensor.hpp>
-#include <sluice/infer/sampling.hpp>
+#include "tokens.hpp"
 
-#include <chrono>
 #include <cmath>
 #include <numbers>
 #include <stdexcept>
@@ -88,49 +81,14 @@ double held_out_bits(const Model& model, text_bytes text, windows& w, idx most, 
     return nats / predicted / std::numbers::ln2;
 }
 
-// How much was read and written, and how long the model took for it.
-struct writing {
-    idx read = 0, decoded = 0; // bytes
-    double read_seconds = 0, decode_seconds = 0;
-};
-
-// Continues a prompt by n_bytes: the prompt is prefilled at once, then each byte is decoded from the cache.
-// put(byte) is called for every new byte and returns whether to go on.
+// Continues a prompt by n_bytes; put(byte) is called for every new byte and returns whether to go on.
 template <class Model, class Put>
 writing write_text(const Model& model, const std::string& prompt, idx n_bytes,
                    const sampling_config& sampling, std::uint64_t seed, executor_ref ex, Put&& put) {
-    if (prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
-    const idx n = static_cast<idx>(prompt.size());
-    const limits most{.max_tokens = n + n_bytes, .max_rows = n, .workers = ex.concurrency()};
-    const sizes need = model.bytes(most);
-    arena memory(need.state), workspace(need.workspace), counted;
-    dry_run counting{1};
-    const tensor_view<const float> no_logits(nullptr, 1, model.vocabulary());
-    sample_tokens(no_logits, sampling, {}, {}, counted, counting);
-    arena sampling_workspace(counted.bytes());
-    auto state = model.bind_state(memory, most);
     std::vector<token_id> ids;
     for (char c : prompt) ids.push_back(static_cast<std::uint8_t>(c));
-    tensor<float> logits(1, model.vocabulary());
-    const auto seconds_of = [](auto&& work) {
-        const auto start = std::chrono::steady_clock::now();
-        work();
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    };
-    writing done{.read = n};
-    done.read_seconds = seconds_of([&] { model.prefill(batch::one(ids), logits, state, workspace, ex); });
-    const random_source numbers(seed);
-    for (idx i = 0; i < n_bytes; ++i) {
-        const double draw = numbers.uniform(i);
-        token_id next = 0;
-        sample_tokens(std::as_const(logits).view(), sampling, std::span(&draw, 1), std::span(&next, 1),
-                      sampling_workspace);
-        if (!put(static_cast<std::uint8_t>(next)) || i + 1 == n_bytes) break;
-        done.decode_seconds += seconds_of(
-            [&] { model.decode(batch::one(std::span(&next, 1), n + i), logits, state, workspace, ex); });
-        ++done.decoded;
-    }
-    return done;
+    return write_tokens(model, ids, n_bytes, sampling, seed, ex,
+                        [&](token_id next, const auto&) { return put(static_cast<std::uint8_t>(next)); });
 }
 
 } // namespace sluice::examples

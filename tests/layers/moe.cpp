@@ -703,3 +703,72 @@ TEST_CASE("weights stored as bf16, plain and packed, are near those of f32") {
     CHECK(apart > 0);
     CHECK(apart < 1e-2F * most);
 }
+
+TEST_CASE("an upcycled mixture is the feed-forward at the start, and can be trained") {
+    const sluice::feed_forward_config small{.d_model = 24, .d_ff = 40};
+    sluice::owned_params<sluice::feed_forward_params<float>> dense(small);
+    std::uint64_t seed = 0;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++seed); },
+               dense.view);
+    const auto x = uniform_matrix<float>(50, 24, 3);
+    padded<float> want(50, 24), y(50, 24);
+    const sluice::feed_forward<float> plain(small, dense.view);
+    arena room(plain.bytes({.max_rows = 50}).workspace);
+    plain.forward(batch::one(50), x.view(), want, nullptr, room);
+    for (const router_score score : {router_score::softmax, router_score::sigmoid})
+        for (idx k = 1; k <= 5; ++k) {
+            const moe_config c{.d_model = 24,
+                               .router = {.n_experts = 5,
+                                          .top_k = k,
+                                          .score = score,
+                                          .selection_bias = k % 2 == 0,
+                                          .weights = {.norm = weight_norm::sum}},
+                               .expert = {.d_ff = 40}};
+            arena dry;
+            (void)upcycle(dense.view, c, sluice::random_source(5), dry);
+            arena memory(dry.bytes());
+            const auto p = upcycle(dense.view, c, sluice::random_source(5), memory);
+            CHECK(memory.used() == dry.bytes());
+            const sluice::moe<float> layer(c, p);
+            arena workspace(layer.bytes({.max_rows = 50}).workspace);
+            layer.forward(batch::one(50), x.view(), y, nullptr, workspace);
+            float most = 0, size = 0;
+            for (idx i = 0; i < 50; ++i)
+                for (idx j = 0; j < 24; ++j) {
+                    most = std::max(most, std::abs(y(i, j) - want(i, j)));
+                    size = std::max(size, std::abs(want(i, j)));
+                }
+            CHECK(most <= (k == 1 ? 0.0F : 5e-7F * size));
+            bool chosen = false; // the router is not all alike
+            for (idx j = 0; j < 24; ++j) chosen = chosen || p.router(0, j) != p.router(1, j);
+            CHECK(chosen);
+
+            sluice::owned_params<sluice::moe_params<float>> apart(c);
+            each_param(
+                [](const sluice::param_name&, sluice::role, const auto& from, const auto& to) {
+                    for (idx i = 0; i < from.rows(); ++i) std::copy_n(from.row(i), from.cols(), to.row(i));
+                },
+                p, apart.view);
+            apart.view.experts[0].w_up(0, 0) += 1;
+            CHECK(apart.view.experts[1].w_up(0, 0) == dense.view.w_up(0, 0));
+        }
+    const auto refused = [&](auto change) {
+        moe_config c{.d_model = 24,
+                     .router = {.n_experts = 4, .top_k = 2, .weights = {.norm = weight_norm::sum}}};
+        change(c);
+        arena dry;
+        return message_of<config_error>([&] { (void)upcycle(dense.view, c, sluice::random_source(5), dry); });
+    };
+    CHECK(refused([](moe_config&) {}) == "no error");
+    const std::string sum =
+        "upcycle: the weights of a token must sum to 1, and no expert may be dropped or without weights";
+    CHECK(refused([](moe_config& c) { c.router.weights.norm = weight_norm::none; }) == sum);
+    CHECK(refused([](moe_config& c) { c.router.weights.scale = 2; }) == sum);
+    CHECK(refused([](moe_config& c) { c.router.weights.eps = 1e-20; }) == sum);
+    CHECK(refused([](moe_config& c) { c.router.n_null = 1; }) == sum);
+    CHECK(refused([](moe_config& c) { c.router.n_identity = 1; }) == sum);
+    CHECK(refused([](moe_config& c) { c.router.capacity.rule = sluice::capacity_rule::share; }) == sum);
+    CHECK(refused([](moe_config& c) { c.weight_on = sluice::router_weight_on::input; }) == sum);
+    CHECK(refused([](moe_config& c) { c.shared_d_ff = 8; }) ==
+          "upcycle: there is no shared expert, router bias or learnt noise to begin with");
+}

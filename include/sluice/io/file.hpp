@@ -8,6 +8,7 @@
 #include "../core/error.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -102,6 +103,22 @@ inline std::shared_ptr<std::byte> allocate(std::size_t bytes) {
     constexpr std::align_val_t line{64};
     return {static_cast<std::byte*>(::operator new[](std::max<std::size_t>(bytes, 1), line)),
             [](std::byte* p) { ::operator delete[](p, line); }};
+}
+
+// Files are little-endian.
+template <class U>
+U from_little(const std::byte* at) {
+    U value = 0;
+    for (std::size_t i = 0; i < sizeof(U); ++i) value |= static_cast<U>(static_cast<U>(at[i]) << (8 * i));
+    return value;
+}
+
+// Copies elements between the machine's and the file's byte order.
+inline void copy_elements(std::byte* to, const std::byte* from, std::size_t bytes, std::size_t element) {
+    if (bytes == 0) return;
+    std::memcpy(to, from, bytes);
+    if constexpr (std::endian::native == std::endian::big)
+        for (std::byte* e = to; e != to + bytes; e += element) std::reverse(e, e + element);
 }
 
 } // namespace detail

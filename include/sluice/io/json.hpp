@@ -27,8 +27,9 @@ struct json_place {
 };
 
 // What reads a text: told of every container and value, in order. open is told before its container counts
-// for the depth, close after. A handler with other(place) is told of null, booleans, negative and fractional
-// numbers, which are refused for all others.
+// for the depth, close after. A handler with boolean(place, value) or real(place, value), for negative and
+// fractional numbers, is told of these, one with other(place) of null and the rest; without, they are
+// refused.
 template <class H>
 concept json_handler = requires(H& h, const json_place& at, std::string& text, std::uint64_t number,
                                 bool array) {
@@ -49,9 +50,18 @@ public:
         : where_(where), handler_(handler), limits_(limits) {}
 
     bool null() { return refuse("null"); }
-    bool boolean(bool) { return refuse("a boolean"); }
-    bool number_integer(std::int64_t n) { return refuse("the negative number " + std::to_string(n)); }
-    bool number_float(double, const std::string& digits) {
+    bool boolean(bool value) {
+        if constexpr (requires { handler_.boolean(place(), value); })
+            return handler_.boolean(place(), value), true;
+        return refuse("a boolean");
+    }
+    bool number_integer(std::int64_t n) {
+        if constexpr (requires { handler_.real(place(), 0.0); })
+            return handler_.real(place(), static_cast<double>(n)), true;
+        return refuse("the negative number " + std::to_string(n));
+    }
+    bool number_float(double value, const std::string& digits) {
+        if constexpr (requires { handler_.real(place(), value); }) return handler_.real(place(), value), true;
         return refuse("the number " + digits.substr(0, 40));
     }
     bool binary(nlohmann::json::binary_t&) { return refuse("binary data"); }

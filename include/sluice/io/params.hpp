@@ -33,11 +33,12 @@ public:
         ++checked_;
         if (!problem.empty()) add(name + " " + problem);
     }
-    void require_none(const safetensors& file) const {
+    void require_none(const safetensors& file) const { require_none(file.path()); }
+    void require_none(const std::string& path) const {
         if (count_ == 0) return;
         const std::string rest = count_ > listed ? "; and " + std::to_string(count_ - listed) + " more" : "";
-        fail(file.path(), std::to_string(count_) + " of " + std::to_string(checked_) +
-                              " parameters do not fit: " + text_ + rest);
+        fail(path, std::to_string(count_) + " of " + std::to_string(checked_) +
+                       " parameters do not fit: " + text_ + rest);
     }
 
 private:

@@ -65,21 +65,6 @@ inline checked_size shape_bytes(std::span<const idx> shape, dtype type) {
     return bytes;
 }
 
-template <class U>
-U from_little(const std::byte* at) {
-    U value = 0;
-    for (std::size_t i = 0; i < sizeof(U); ++i) value |= static_cast<U>(static_cast<U>(at[i]) << (8 * i));
-    return value;
-}
-
-// Copies elements between the machine's and the file's byte order.
-inline void copy_elements(std::byte* to, const std::byte* from, std::size_t bytes, std::size_t element) {
-    if (bytes == 0) return;
-    std::memcpy(to, from, bytes);
-    if constexpr (std::endian::native == std::endian::big)
-        for (std::byte* e = to; e != to + bytes; e += element) std::reverse(e, e + element);
-}
-
 struct header_entry {
     std::string name;
     tensor_info info;

@@ -5,7 +5,7 @@
 // Unicode is ICU's (icuuc), which no other header needs: include this one by itself.
 #pragma once
 
-#include "json.hpp"
+#include "tokenizer_json.hpp"
 
 #include <unicode/uchar.h>
 #include <unicode/unorm2.h>
@@ -52,31 +52,8 @@ void for_each_code_point(std::string_view text, F&& f) {
     }
 }
 
-// Byte to stand-in (Radford et al., "Language models are unsupervised multitask learners", 2019): printable
-// bytes stand for themselves, the rest for code points from 256 on, in order.
-inline std::array<std::int32_t, 512> bytes_of_stand_ins() {
-    std::array<std::int32_t, 512> bytes{};
-    bytes.fill(-1);
-    std::size_t next = 256;
-    for (std::int32_t b = 0; b < 256; ++b) {
-        const bool itself = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-        bytes[itself ? static_cast<std::size_t>(b) : next++] = b;
-    }
-    return bytes;
-}
-
 // What a token's string decodes to; strings with other characters than stand-ins are text already.
-inline std::string decoded_token(const std::string& token) {
-    static const auto bytes = bytes_of_stand_ins();
-    std::string text;
-    bool stand_ins = true;
-    for_each_code_point(token, [&](UChar32 c) {
-        const std::int32_t b = c >= 0 && c < 512 ? bytes[static_cast<std::size_t>(c)] : -1;
-        stand_ins = stand_ins && b >= 0;
-        if (stand_ins) text += static_cast<char>(b);
-    });
-    return stand_ins ? text : token;
-}
+inline std::string decoded_token(const std::string& token) { return bytes_of_token(token).value_or(token); }
 
 inline std::u16string normalised(const UNormalizer2* form, const std::u16string& text) {
     std::u16string out(text.size() + 16, u'\0'); // a unit may become eighteen, but hardly ever does
@@ -95,45 +72,6 @@ inline std::u16string normalised(const UNormalizer2* form, const std::u16string&
     out.resize(static_cast<std::size_t>(n));
     return out;
 }
-
-class tokenizer_reader {
-public:
-    explicit tokenizer_reader(const std::string& where) : where_(where) {}
-    std::map<std::uint64_t, std::string> tokens;
-
-    void open(const json_place& at, bool array) {
-        if (!array && added(at)) id_set_ = content_set_ = false;
-    }
-    void close(const json_place&) {}
-    void text(const json_place& at, std::string& value) {
-        if (!added(at) || at.keys.back() != "content") return;
-        content_ = value;
-        content_set_ = true;
-        if (id_set_) add(id_, content_);
-    }
-    void number(const json_place& at, std::uint64_t value) {
-        if (at.keys.size() == 3 && at.keys[0] == "model" && at.keys[1] == "vocab")
-            return add(value, at.keys[2]);
-        if (!added(at) || at.keys.back() != "id") return;
-        id_ = value;
-        id_set_ = true;
-        if (content_set_) add(id_, content_);
-    }
-    void other(const json_place&) {}
-
-private:
-    static bool added(const json_place& at) { return !at.keys.empty() && at.keys[0] == "added_tokens"; }
-    void add(std::uint64_t id, const std::string& token) {
-        const auto [at, is_new] = tokens.emplace(id, token);
-        if (!is_new && at->second != token)
-            fail(where_, "id " + std::to_string(id) + " is \"" + at->second.substr(0, 64) + "\" and \"" +
-                             token.substr(0, 64) + "\"");
-    }
-    const std::string& where_;
-    std::uint64_t id_ = 0;
-    std::string content_;
-    bool id_set_ = false, content_set_ = false;
-};
 
 } // namespace detail
 
@@ -176,17 +114,10 @@ inline std::string compression_key(std::string_view text) {
 // Throws input_error where the file is no tokenizer of the kind, or its ids are not 0, 1, 2 and so on.
 inline vocabulary read_tokenizer(const file& source) {
     const auto bytes = source.bytes();
-    detail::tokenizer_reader reader(source.path());
+    detail::token_reader reader(source.path());
     read_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, source.path(), reader,
-              {.depth = 32, .keys = 10'000'000});
-    if (reader.tokens.empty()) detail::fail(source.path(), "no \"model\".\"vocab\" of tokens and ids");
-    vocabulary v;
-    for (auto& [id, token] : reader.tokens) {
-        if (id != v.tokens.size())
-            detail::fail(source.path(), "no token has id " + std::to_string(v.tokens.size()));
-        v.tokens.push_back(std::move(token));
-    }
-    return v;
+              detail::tokenizer_json_limits);
+    return {reader.in_order()};
 }
 
 // Compressed ids in the order in which their first token comes. A token that ends within a character, or

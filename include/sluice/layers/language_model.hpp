@@ -170,7 +170,10 @@ public:
         b.max_concepts = most.max_concepts;
         const bool last = most.wanted == outputs::last && most.max_tokens > 0; // then only extend is asked
         const tensor_view<T> logits(nullptr, last ? 1 : most.max_rows, vocabulary());
-        if (!last) forward(b, logits, workspace, ex);
+        if (!last) {
+            forward(b, logits, workspace, ex);
+            (void)loss(b, {}, workspace, ex);
+        }
         if constexpr (trainable)
             if (!last) {
                 const auto grad = grad_type::bind(grad_memory, config_);

@@ -97,6 +97,37 @@ void initialise(const moe_params<T>& p, const moe_config& c, const random_source
     if (c.shared_d_ff > 0) initialise(p.shared, c.shared_config(), numbers.split(1));
 }
 
+// Sparse upcycling (Komatsuzaki et al., "Sparse upcycling: training mixture-of-experts from dense
+// checkpoints", 2023): every expert is `dense`, a view of its memory, and the router is normal with deviation
+// 0.02. The mixture computes what `dense` does: the same bits with one expert a token, to rounding with more.
+// To be trained, the set is copied into one of its own. Throws config_error where a token's weights would not
+// sum to
+// 1. A dry arena is only counted.
+template <class W>
+moe_params<W> upcycle(const feed_forward_params<W>& dense, const moe_config& c, const random_source& numbers,
+                      arena& memory) {
+    using V = std::remove_const_t<vector_type<W>>;
+    const auto& r = c.router;
+    const bool whole = r.weights.norm == weight_norm::sum && r.weights.eps == 0 && r.weights.scale == 1 &&
+                       r.capacity.rule == capacity_rule::none && r.choice == router_choice::tokens;
+    require(whole && c.weight_on == router_weight_on::output && r.n_identity == 0 && r.n_null == 0, "upcycle",
+            "the weights of a token must sum to 1, and no expert may be dropped or without weights");
+    require(c.shared_d_ff == 0 && !c.router_bias && !c.learns_noise(), "upcycle",
+            "there is no shared expert, router bias or learnt noise to begin with");
+    const auto router = memory.take<V>(r.n_experts, c.d_model);
+    moe_params<W> p;
+    p.router = router;
+    tensor_view<V> bias;
+    if (r.selection_bias) p.selection_bias = bias = memory.take<V>(1, r.n_experts);
+    auto* const at = memory.take_views<feed_forward_params<W>>(r.n_experts);
+    if (at == nullptr) return p;
+    fill_normal(router, 0.02, numbers);
+    fill(bias, V(0));
+    std::fill_n(at, r.n_experts, dense);
+    p.experts = {at, static_cast<std::size_t>(r.n_experts)};
+    return p;
+}
+
 inline namespace SLUICE_ISA {
 
 template <class T, class W = T, class Arch = simd::native>

@@ -1,0 +1,115 @@
+// Continues a text with a published model of the shape of LLaMA, or tells the model's perplexity on a file.
+// The model is a GGUF file, or a folder of config.json, tokenizer.json and safetensors. Speed is told on
+// stderr.
+#include "support/interrupt.hpp"
+#include "support/llama_model.hpp"
+#include "support/tokens.hpp"
+
+#include <sluice/sluice.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+
+namespace {
+
+using namespace sluice::examples;
+using sluice::idx;
+namespace io = sluice::io;
+
+struct options {
+    std::string model, prompt = "The water of a sluice", text, weights = "bf16";
+    idx tokens = 200, window = 512;
+    sluice::sampling_config sampling{.temperature = 0};
+    std::uint64_t seed = 1;
+    idx threads = 0; // 0: all processors
+    bool control = false;
+};
+
+void parse(CLI::App& app, options& o, int argc, char** argv) {
+    app.add_option("model", o.model,
+                   "a GGUF file, or a folder of config.json, tokenizer.json and safetensors")
+        ->required();
+    app.add_option("--prompt", o.prompt, "what the text begins with")->capture_default_str();
+    app.add_flag("--control", o.control, "find control tokens such as <|im_start|> in the prompt");
+    app.add_option("--tokens", o.tokens, "tokens to write")
+        ->check(CLI::Range(1, 10'000'000))
+        ->capture_default_str();
+    app.add_option("--perplexity", o.text, "tell the perplexity on this file instead")
+        ->check(CLI::ExistingFile);
+    app.add_option("--window", o.window, "tokens of the file that are seen together")
+        ->check(CLI::Range(2, 1'000'000))
+        ->capture_default_str();
+    app.add_option("--weights", o.weights, "what the blocks' matrices are kept in")
+        ->check(CLI::IsMember({"float", "bf16"}))
+        ->capture_default_str();
+    app.add_option("--temperature", o.sampling.temperature, "0: always the likeliest token")
+        ->capture_default_str();
+    app.add_option("--top-p", o.sampling.top_p, "draw from the likeliest tokens that together reach p")
+        ->capture_default_str();
+    app.add_option("--seed", o.seed, "of the draws")->check(CLI::NonNegativeNumber)->capture_default_str();
+    app.add_option("--threads", o.threads, "0: all processors; the text does not depend on it")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+    app.parse(argc, argv);
+    sluice::check_sampling(o.sampling);
+}
+
+void report(const char* what, idx tokens, double seconds) {
+    std::fprintf(stderr, "%s: %td tokens, %.1f tokens/s\n", what, tokens,
+                 seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0);
+}
+
+template <class Model>
+void run(const options& o, const Model& net, const io::tokenizer& words) {
+    sluice::thread_pool pool(
+        o.threads > 0 ? o.threads : static_cast<idx>(std::max(1U, std::thread::hardware_concurrency())));
+    const auto tokens_of = [&](std::string_view text) {
+        auto ids = words.encode(text, {o.control ? io::control_tokens::found : io::control_tokens::as_text});
+        if (words.adds_bos() && words.bos()) ids.insert(ids.begin(), *words.bos());
+        return ids;
+    };
+    if (!o.text.empty()) {
+        const io::file text = io::read(o.text);
+        const auto ids = tokens_of({reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()});
+        double result = 0;
+        const double seconds = seconds_of([&] { result = perplexity(net, ids, o.window, pool); });
+        std::printf("perplexity %.4f over %zu tokens, %td together\n", result, ids.size(), o.window);
+        return report("prefill", static_cast<idx>(ids.size()), seconds);
+    }
+    const interrupt_guard guard;
+    bool written = std::fwrite(o.prompt.data(), 1, o.prompt.size(), stdout) == o.prompt.size();
+    const auto put = [&](sluice::token_id next, const auto&) {
+        if (next == words.eos()) return false;
+        const std::string& bytes = words.bytes(next);
+        written = written && std::fwrite(bytes.data(), 1, bytes.size(), stdout) == bytes.size() &&
+                  std::fflush(stdout) == 0;
+        return written && !interrupted();
+    };
+    const writing done = write_tokens(net, tokens_of(o.prompt), o.tokens, o.sampling, o.seed, pool, put);
+    if (!written || std::putchar('\n') == EOF || std::fflush(stdout) != 0)
+        throw std::runtime_error("the text cannot be written");
+    report("prefill", done.read, done.read_seconds);
+    report("decode", done.decoded, done.decode_seconds);
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app("Continues a text with a published model, or tells the model's perplexity.");
+    try {
+        options o;
+        parse(app, o, argc, argv);
+        const auto with = [&](const auto& net, const io::tokenizer& words) { run(o, net, words); };
+        if (o.weights == "bf16")
+            with_llama<sluice::bf16>(o.model, with);
+        else
+            with_llama<float>(o.model, with);
+    } catch (const CLI::CallForHelp& e) {
+        return app.exit(e);
+    } catch (const std::exception& e) {
+        std::fprintf(stderr, "llama: %s\n", e.what());
+        return 2;
+    }
+    return 0;
+}
