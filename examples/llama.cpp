@@ -41,7 +41,7 @@ void parse(CLI::App& app, options& o, int argc, char** argv) {
         ->check(CLI::Range(2, 1'000'000))
         ->capture_default_str();
     app.add_option("--weights", o.weights, "what the blocks' matrices are kept in")
-        ->check(CLI::IsMember({"float", "bf16"}))
+        ->check(CLI::IsMember({"float", "bf16", "int8row", "int8", "int4", "int4min"}))
         ->capture_default_str();
     app.add_option("--temperature", o.sampling.temperature, "0: always the likeliest token")
         ->capture_default_str();
@@ -101,10 +101,12 @@ int main(int argc, char** argv) {
         options o;
         parse(app, o, argc, argv);
         const auto with = [&](const auto& net, const io::tokenizer& words) { run(o, net, words); };
-        if (o.weights == "bf16")
-            with_llama<sluice::bf16>(o.model, with);
-        else
-            with_llama<float>(o.model, with);
+        if (o.weights == "bf16") with_llama<sluice::bf16>(o.model, with);
+        if (o.weights == "float") with_llama<float>(o.model, with);
+        if (o.weights == "int8row") with_llama<sluice::int8_row>(o.model, with);
+        if (o.weights == "int8") with_llama<sluice::int8_block>(o.model, with);
+        if (o.weights == "int4") with_llama<sluice::int4_block>(o.model, with);
+        if (o.weights == "int4min") with_llama<sluice::int4_block_min>(o.model, with);
     } catch (const CLI::CallForHelp& e) {
         return app.exit(e);
     } catch (const std::exception& e) {

@@ -12,9 +12,12 @@
 
 namespace sluice::examples {
 
-// The matrices of the blocks are kept in packed<S>, everything else in float.
+// The matrices of the blocks are kept in packed<S>; embedding and head are packed in 8 bits with them where
+// those are quantised, and else float.
 template <class S>
-using llama_model = language_model<stack<transformer_block<float, packed<S>>>>;
+using llama_outer = std::conditional_t<quantised<S>, packed<int8_block>, float>;
+template <class S>
+using llama_model = language_model<stack<transformer_block<float, packed<S>>>, llama_outer<S>>;
 
 // The same with a mixture of experts in place of each feed-forward.
 template <class S>

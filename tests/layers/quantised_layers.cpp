@@ -4,6 +4,7 @@
 #include "support/packed_copy.hpp"
 
 #include <sluice/layers/compose.hpp>
+#include <sluice/layers/cswa.hpp>
 #include <sluice/layers/language_model.hpp>
 #include <sluice/layers/linear.hpp>
 #include <sluice/layers/moe.hpp>
@@ -124,4 +125,54 @@ TEST_CASE("quantised layers: a language model with its embedding and head in 8 b
         CHECK(error < 0.03);
         CHECK(error > 1e-5);
     }
+}
+
+TEST_CASE("quantised layers: attention and copies of tokens with a smaller cache") {
+    auto check = [](auto make, idx copies) {
+        const idx n = 70;
+        const padded<float> x = uniform_matrix<float>(n * copies, 48, 20);
+        padded<float> y(n * copies, 48), parts(n * copies, 48);
+        std::vector<padded<float>> results;
+        for (const auto storage : {key_storage::plain, key_storage::bf16, key_storage::int8}) {
+            make(storage, [&](const auto& layer) {
+                arena workspace(1 << 24), memory(layer.bytes({.max_tokens = n}).state);
+                auto run = [&](const tensor_view<float>& to, idx step) {
+                    auto state = layer.bind_state(memory, {.max_tokens = n, .max_rows = n});
+                    for (idx i = 0; i < n; i += step) {
+                        batch b = batch::one(std::min(step, n - i), i);
+                        b.copies = copies;
+                        layer.extend(b, x.view().row_block(i * copies, b.rows()),
+                                     to.row_block(i * copies, b.rows()), state, workspace);
+                    }
+                    memory.release(0);
+                };
+                run(y.view(), n);
+                run(parts.view(), 9);
+                CHECK(different_bits(y.view(), parts.view()) == "");
+            });
+            results.push_back(y);
+        }
+        CHECK(distance(results[0], results[1]) < 0.01);
+        CHECK(distance(results[0], results[2]) < 0.02);
+        CHECK(distance(results[0], results[1]) > 1e-5);
+        CHECK(distance(results[0], results[2]) > 1e-5);
+    };
+    check(
+        [](key_storage storage, auto use) {
+            attention_config c = heads;
+            c.cache = storage;
+            owned_params<attention_params<float>> weights(c);
+            fill_params(weights.view);
+            use(attention<float>(c, weights.view));
+        },
+        1);
+    check(
+        [](key_storage storage, auto use) {
+            cswa_config c{.attention = heads, .repeat = 3, .window = 5, .chunk = 16};
+            c.attention.cache = storage;
+            owned_params<cswa_params<float>> weights(c);
+            fill_params(weights.view);
+            use(cswa<float>(c, weights.view));
+        },
+        3);
 }

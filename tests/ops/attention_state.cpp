@@ -53,9 +53,9 @@ idx ring_of(idx window, const limits& most) {
 // negatives), to one slot.
 template <class T>
 idx append(attention_state<T>& state, idx slot, idx n, idx first) {
-    padded<T> k(n, state.keys.v.cols()), v(n, state.keys.v.cols());
+    padded<T> k(n, state.keys.head_dim), v(n, state.keys.head_dim);
     for (idx i = 0; i < n; ++i) {
-        for (idx j = 0; j < state.keys.v.cols(); ++j) {
+        for (idx j = 0; j < state.keys.head_dim; ++j) {
             k(i, j) = static_cast<T>(first + i) + static_cast<T>(j) / 8;
             v(i, j) = -k(i, j);
         }
@@ -81,7 +81,7 @@ TEST_CASE("attention state: takes what a dry arena counted") {
                 bound_state<float> s(width, window, most);
                 CHECK((s.memory.used() == bytes && s.memory.bytes() == bytes));
                 CHECK((s.state.keys.v.rows() == most.n_sequences * s.state.keys.ring &&
-                       s.state.keys.v.cols() == width));
+                       s.state.keys.head_dim == width));
                 CHECK((s.state.keys.k.cols() == key_tile && s.state.keys.k.size() == s.state.keys.v.size()));
                 CHECK((s.state.n_sequences() == most.n_sequences && s.state.window == window));
                 arena small(bytes - 64);
@@ -334,4 +334,85 @@ TEST_CASE("attention state: allocates nothing") {
               bound.state.truncate(1, 4);
           }) == 0);
     CHECK(bound.state.length(0, 1) == 4);
+}
+
+TEST_CASE("attention_state: smaller keys give the bits of the numbers they stand for") {
+    using sluice::key_storage;
+    const idx n = 150, heads = 2, width = 2 * 20;
+    const limits most{.max_tokens = 200};
+    padded<float> k = uniform_matrix<float>(n, width, 1), v = uniform_matrix<float>(n, width, 2),
+                  q = uniform_matrix<float>(5, 2 * width, 3);
+    // as they come back
+    auto rounded = [&](const padded<float>& from, key_storage storage) {
+        padded<float> to(n, width);
+        for (idx i = 0; i < n; ++i)
+            for (idx h = 0; h < heads; ++h) {
+                float largest = 0;
+                for (idx e = 0; e < 20; ++e)
+                    largest = std::max(largest, std::abs(from.view()(i, h * 20 + e)));
+                for (idx e = 0; e < 20; ++e) {
+                    const float x = from.view()(i, h * 20 + e);
+                    to(i, h * 20 + e) = storage == key_storage::bf16
+                                            ? sluice::to_float(sluice::to_bf16(x))
+                                            : std::nearbyint(x * (127 / largest)) * (largest / 127);
+                }
+            }
+        return to;
+    };
+    auto attended = [&](key_storage storage, const padded<float>& keys, const padded<float>& values) {
+        arena dry;
+        (void)attention_state<float>::bind(dry, heads, 20, 0, most, storage);
+        arena memory(dry.bytes()), workspace(1 << 20);
+        auto state = attention_state<float>::bind(memory, heads, 20, 0, most, storage);
+        const batch before = batch::one(n - 5), b = batch::one(5, n - 5);
+        std::array<idx, 1> past{};
+        state.append(before, keys.view().row_block(0, n - 5), values.view().row_block(0, n - 5), past);
+        state.append(b, keys.view().row_block(n - 5, 5), values.view().row_block(n - 5, 5), past);
+        padded<float> y(5, 2 * width);
+        attend<sluice::simd::native, float>(b, {.n_heads = 4, .n_kv_heads = 2, .head_dim = 20}, q.view(),
+                                            cached_keys<float>{&b, &state}, causal_attention{.past = past},
+                                            y.view(), {}, workspace, {});
+        return std::pair(y, memory.capacity());
+    };
+    const auto [plain, plain_bytes] = attended(key_storage::plain, k, v);
+    for (const auto storage : {key_storage::bf16, key_storage::int8}) {
+        const auto [small, bytes] = attended(storage, k, v);
+        const auto [same, same_bytes] =
+            attended(key_storage::plain, rounded(k, storage), rounded(v, storage));
+        CHECK(different_bits(small.view(), same.view()) == "");
+        CHECK(different_bits(small.view(), plain.view()) != "");
+        CHECK(bytes < plain_bytes * 6 / 10);
+    }
+    arena dry;
+    CHECK_THROWS_AS(attention_state<double>::bind(dry, 1, 4, 0, most, key_storage::bf16),
+                    sluice::config_error);
+}
+
+TEST_CASE("attention_state: a smaller ring keeps the newest keys, and what is not finite stays so") {
+    using sluice::key_storage;
+    for (const auto storage : {key_storage::bf16, key_storage::int8}) {
+        arena memory(1 << 16);
+        const auto ring = sluice::key_rings<float>::bind(memory, 2, 1, 3, 64, storage);
+        const auto other = sluice::key_rings<float>::bind(memory, 1, 1, 3, 64, storage);
+        padded<float> k = uniform_matrix<float>(70, 3, 1);
+        k(69, 2) = std::numeric_limits<float>::infinity();
+        ring.put(1, 0, k.view(), k.view());
+        ring.copy_key(1, 66, other, 0);
+        const auto from = ring.source(1), to = other.source(0);
+        const idx size = storage == key_storage::bf16 ? 2 : 1;
+        const auto at = [&](const void* p, idx element) {
+            return static_cast<const std::byte*>(p) + element * size;
+        };
+        for (idx e = 0; e < 3; ++e) {
+            CHECK(std::memcmp(at(from.small.k, e * 64 + 2), at(to.small.k, e * 64 + 2),
+                              static_cast<std::size_t>(size)) == 0);
+            CHECK(std::memcmp(at(from.small.v, 2 * 3 + e), at(to.small.v, 2 * 3 + e),
+                              static_cast<std::size_t>(size)) == 0);
+        }
+        if (storage == key_storage::int8) {
+            CHECK(from.small.k_scales[2] == to.small.k_scales[2]);
+            CHECK(std::isnan(from.small.k_scales[5]));
+            CHECK_FALSE(std::isnan(from.small.k_scales[4]));
+        }
+    }
 }

@@ -1,10 +1,8 @@
-// Models of the shape of LLaMA (Touvron et al., "LLaMA", 2023; and SmolLM, Mistral and others of that shape):
-// the config and the weights of a language_model of transformer_blocks, from GGUF or from safetensors and
-// config.json.
-//
-// Matrices are converted or dequantised to float or packed float or bf16, a panel at a time. GGUF files hold
-// the rows of queries and keys in the order of interleaved rotary pairs, which their config says. Not read:
-// scaled rotary positions, biases, experts.
+// Models of the shape of LLaMA (Touvron et al., "LLaMA", 2023; SmolLM, Mistral and others): config and weights
+// of a language_model of transformer_blocks, from GGUF or from safetensors and config.json. Matrices are
+// converted, or taken over bit for bit where blocks are those of the storage: Q8_0 for packed<int8_block>,
+// Q4_0 for int4_block, Q4_1 for int4_block_min. GGUF files have rows of queries and keys in the order of
+// interleaved rotary pairs, as their config says. Not read: scaled rotary positions, biases, experts.
 #pragma once
 
 #include "../layers/language_model.hpp"
@@ -145,9 +143,47 @@ void check_llama(const Source& file, const llama_config& config) {
     found.require_none(file.path());
 }
 
+// Blocks of files in the form that panels are made of.
+inline quantised_block panel_block(const q8_0& from) {
+    quantised_block q{.scale = from.d};
+    for (std::size_t i = 0; i < 32; ++i) q.codes[i] = static_cast<std::uint8_t>(from.qs[i] + 128);
+    return q;
+}
+template <class B>
+quantised_block panel_block(const B& from) {
+    quantised_block q{.scale = from.d};
+    if constexpr (std::is_same_v<B, q4_1>) q.min = from.m;
+    for (std::size_t i = 0; i < 16; ++i) {
+        q.codes[i] = static_cast<std::uint8_t>(from.qs[i] & 15);
+        q.codes[i + 16] = static_cast<std::uint8_t>(from.qs[i] >> 4);
+    }
+    return q;
+}
+
+// Whether the file's blocks are those of the storage; then they are taken over, every bit.
+template <class B, class Source, class S>
+bool import_blocks(const Source& file, const std::string& name, const tensor_view<packed<S>>& to) {
+    if constexpr (std::is_same_v<Source, gguf>) {
+        if (file.info(name).type->name != gguf_name<B>()) return false;
+        const auto blocks = file.template view<B>(name);
+        pack_blocks<S>([&](idx row, idx b) { return panel_block(blocks(row, b)); }, to);
+        return true;
+    }
+    return false;
+}
+template <class Source, class S>
+bool import_matrix(const Source& file, const std::string& name, const tensor_view<packed<S>>& to) {
+    if constexpr (std::is_same_v<S, int8_block>) return import_blocks<q8_0>(file, name, to);
+    if constexpr (std::is_same_v<S, int4_block>) return import_blocks<q4_0>(file, name, to);
+    if constexpr (std::is_same_v<S, int4_block_min>) return import_blocks<q4_1>(file, name, to);
+    return false;
+}
+
 template <class Source, class To>
 void load_llama_tensor(const Source& file, const std::string& name, const tensor_view<To>& to) {
     constexpr idx panel = panel_cols<float>;
+    if constexpr (is_packed<To>)
+        if (import_matrix(file, name, to)) return;
     if constexpr (std::is_same_v<To, float>) {
         llama_rows(file, name, 0, to);
     } else {
@@ -243,7 +279,7 @@ inline llama_config llama_config_of(const json_values& file) {
     return c;
 }
 
-// The weights, in memory of the caller; P is llama_params<W>, W float, bf16 or packed of them. Source is gguf
+// The weights, in memory of the caller; P is llama_params<W, V>, each float, bf16 or packed. Source is gguf
 // or safetensors. A dry arena is only counted:
 //
 //   arena dry;

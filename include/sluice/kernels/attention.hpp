@@ -187,12 +187,54 @@ struct attention_keys {
     idx v_row;
 };
 
+// Widens a tile of float keys that are kept smaller: `keys` of the values, of the keys all that share
+// registers with those.
+template <class Arch, class S>
+void widen_tile(const attention_rows<Arch, float>& rows, const S* k, const S* v, const float* k_scales,
+                const float* v_scales, key_range keys) {
+    using P = simd::pack<float, Arch>;
+    constexpr bool scaled = std::is_same_v<S, std::int8_t>;
+    const idx d = rows.head_dim, first = keys.lo / P::size * P::size, end = round_up(keys.hi, P::size);
+    for (idx e = 0; e < d; ++e)
+        for (idx j = first; j < end; j += P::size) {
+            const P x = simd::widen<Arch>(k + e * key_tile + j);
+            (scaled ? x * P::load(k_scales + j) : x).store(rows.k_tile + e * key_tile + j);
+        }
+    for (idx j = keys.lo; j < keys.hi; ++j) {
+        const P scale(scaled ? v_scales[j] : 1.0F);
+        float* const to = rows.v_tile + j * rows.width;
+        idx e = 0;
+        for (; e + P::size <= d; e += P::size) {
+            const P x = simd::widen<Arch>(v + j * d + e);
+            (scaled ? x * scale : x).store(to + e);
+        }
+        if (e == d) continue;
+        S rest[static_cast<std::size_t>(P::size)] = {};
+        std::copy_n(v + j * d + e, d - e, rest);
+        const P x = simd::widen<Arch>(rest);
+        (scaled ? x * scale : x).store(to + e);
+    }
+}
+
 // Of the tile at row `at` of a source what a block sees of it, `keys`.
 template <class Arch, class T>
 attention_keys<T> take_tile(const attention_rows<Arch, T>& rows, const attention_source<T>& source, idx head,
                             idx at, key_range keys) {
     using P = simd::pack<T, Arch>;
     const idx d = rows.head_dim;
+    if constexpr (std::is_same_v<T, float>) {
+        const small_keys& small = source.small;
+        const idx from = at * d + head, scale = at + head / d;
+        auto widened = [&]<class S>(const S*) {
+            const auto *k = static_cast<const S*>(small.k) + from, *v = static_cast<const S*>(small.v) + from;
+            const bool scaled = small.k_scales != nullptr;
+            widen_tile<Arch>(rows, k, v, scaled ? small.k_scales + scale : nullptr,
+                             scaled ? small.v_scales + scale : nullptr, keys);
+            return attention_keys<T>{rows.k_tile, rows.v_tile, rows.width};
+        };
+        if (small.storage == key_storage::bf16) return widened(static_cast<const bf16*>(nullptr));
+        if (small.storage == key_storage::int8) return widened(static_cast<const std::int8_t*>(nullptr));
+    }
     attention_keys<T> tile{source.k + at * source.k_row + head, source.v + at * source.v_row + head,
                            source.v_row};
     if (source.layout == key_layout::rows) {

@@ -23,6 +23,17 @@ constexpr idx key_tile = 64; // keys per tile: 64 x 64 floats of scores stay in 
 // which is how scores read them.
 enum class key_layout { rows, tiles };
 
+// What keys and values are kept in: as they are computed, or smaller, of float caches. int8 has a scale for
+// each key and each value of a head.
+enum class key_storage { plain, bf16, int8 };
+
+// Smaller keys and values in place of k and v, element for element, in `tiles`.
+struct small_keys {
+    key_storage storage = key_storage::plain;
+    const void *k = nullptr, *v = nullptr;
+    const float *k_scales = nullptr, *v_scales = nullptr; // of int8: a number for each key of a head
+};
+
 // Keys and values of one sequence from one origin. Key i is row i % ring; ring is a multiple of key_tile, or
 // 0 where nothing wraps. Of `tiles` all memory is there, also beyond the last key.
 template <class T>
@@ -33,6 +44,7 @@ struct attention_source {
     idx ring = 0;
     idx head = 0; // from head to head; 0: heads side by side in a row
     key_layout layout = key_layout::rows;
+    small_keys small{};
 
     SLUICE_INLINE idx row(idx key) const { return ring == 0 ? key : key % ring; }
 };

@@ -29,7 +29,8 @@ struct attention_config {
     idx window = 0; // keys a row sees, itself included; 0: all
     rotary_config rotary{};
     qk_norm norm = qk_norm::none;
-    double eps = 1e-6; // of the norm
+    double eps = 1e-6;                      // of the norm
+    key_storage cache = key_storage::plain; // what decoding keeps keys and values in
 };
 
 template <class W>
@@ -260,7 +261,8 @@ public:
     }
 
     state_type bind_state(arena& memory, const limits& most) const {
-        return state_type::bind(memory, config().n_kv_heads, config().head_dim, config().window, most);
+        return state_type::bind(memory, config().n_kv_heads, config().head_dim, config().window, most,
+                                config().cache);
     }
 
     // Appends the batch's tokens to their sequences. Nothing is written when the state cannot hold them.

@@ -84,7 +84,7 @@ public:
 
     state_type bind_state(arena& memory, const limits& most) const {
         const auto& c = config_.attention;
-        return state_type::bind(memory, c.n_kv_heads, c.head_dim, config_.rules(), most);
+        return state_type::bind(memory, c.n_kv_heads, c.head_dim, config_.rules(), most, c.cache);
     }
     // Appends the batch's tokens to their sequences. Nothing is written when the state cannot hold them.
     void extend(const batch& b, in<T> x, tensor_view<T> y, state_type& state, arena& workspace,

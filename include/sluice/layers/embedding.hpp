@@ -53,6 +53,7 @@ class embedding {
 public:
     using scalar = T;
     using arch = Arch;
+    static constexpr bool trainable = std::is_same_v<std::remove_const_t<W>, T>; // weights stored as T
     using config_type = embedding_config;
     using params_type = embedding_params<W>;
     using grad_type = embedding_params<T>;
@@ -115,9 +116,13 @@ public:
             logits(rows, y, workspace, ex);
             cross_entropy<Arch>(y, part, losses.col_block(i, m), lse.col_block(0, m), ex);
             if (grad == nullptr) continue;
-            cross_entropy_backward<Arch>(y, part, lse.col_block(0, m), static_cast<T>(weight), y, ex);
-            matmul_dw<Arch>(y, rows, grad->out(), workspace, ex);
-            matmul_dx<Arch>(y, params_.out(), dx.row_block(i, m), false, workspace, ex);
+            if constexpr (trainable) {
+                cross_entropy_backward<Arch>(y, part, lse.col_block(0, m), static_cast<T>(weight), y, ex);
+                matmul_dw<Arch>(y, rows, grad->out(), workspace, ex);
+                matmul_dx<Arch>(y, params_.out(), dx.row_block(i, m), false, workspace, ex);
+            } else {
+                SLUICE_THROW(config_error("embedding: gradients need a table of the type that computes"));
+            }
         }
         double total = 0;
         if (!ex.dry())

@@ -99,14 +99,15 @@ struct copy_state {
     copy_rules rules;
     idx kept = 0; // positions in the ring of hidden copies
 
-    static copy_state bind(arena& a, idx n_heads, idx head_dim, const copy_rules& rules, const limits& most) {
+    static copy_state bind(arena& a, idx n_heads, idx head_dim, const copy_rules& rules, const limits& most,
+                           key_storage storage = key_storage::plain) {
         copy_state s;
         s.rules = rules;
-        s.originals = attention_state<T>::bind(a, n_heads, head_dim, rules.originals, most);
+        s.originals = attention_state<T>::bind(a, n_heads, head_dim, rules.originals, most, storage);
         if (rules.reach() > 0)
             s.kept = std::min(rules.reach() + std::max<idx>(most.max_rollback, 1), most.max_tokens);
-        s.hidden =
-            key_rings<T>::bind(a, most.n_sequences, n_heads, head_dim, keys_of(s.kept, rules.hidden()));
+        s.hidden = key_rings<T>::bind(a, most.n_sequences, n_heads, head_dim, keys_of(s.kept, rules.hidden()),
+                                      storage);
         return s;
     }
 
@@ -147,8 +148,8 @@ struct copy_state {
             sources[2 * s] = originals.keys.source(slot);
             sources[2 * s + 1] = hidden.source(slot);
             if (!in_place(n)) {
-                const auto all = key_rings<T>::bind(workspace, 1, hidden.n_heads, hidden.v.cols(),
-                                                    keys_of(rules.reach() + n, copies));
+                const auto all = key_rings<T>::bind(workspace, 1, hidden.n_heads, hidden.head_dim,
+                                                    keys_of(rules.reach() + n, copies), hidden.storage);
                 const idx seen = b.bare(s) == 0 ? rules.first_seen(first) : first;
                 for (idx key = seen * copies; key < first * copies; ++key) hidden.copy_key(slot, key, all, 0);
                 all.put(0, first * copies, new_k, new_v);
@@ -164,8 +165,9 @@ struct copy_state {
         const idx copies = rules.hidden(), n = copies == 0 ? 0 : (b.rows() - b.n_tokens) / copies;
         if (in_place(n)) return;
         for (idx s = 0; s < n_sequences(); ++s)
-            key_rings<T>::bind(workspace, 1, hidden.n_heads, hidden.v.cols(),
-                               keys_of(rules.reach() + (s == 0 ? n : 1), copies) + (s == 0 ? 0 : key_tile));
+            key_rings<T>::bind(workspace, 1, hidden.n_heads, hidden.head_dim,
+                               keys_of(rules.reach() + (s == 0 ? n : 1), copies) + (s == 0 ? 0 : key_tile),
+                               hidden.storage);
     }
 
 private:
