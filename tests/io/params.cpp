@@ -336,5 +336,6 @@ TEST_CASE("packed matrices are saved as they lie in memory, and bound in place")
     check(sluice::int8_block{}, "int8_block");
     check(sluice::int4_block{}, "int4_block");
     check(sluice::int4_block_min{}, "int4_block_min");
+    check(sluice::f8_block{}, "f8_block");
     check(in_float<sluice::int4_block_min>{}, "int4_block_min");
 }

@@ -27,6 +27,8 @@ constexpr std::string_view storage_name() {
         return "packed_bf16";
     else if constexpr (std::is_same_v<S, half>)
         return "packed_f16";
+    else if constexpr (is_f8<S>)
+        return "f8_block";
     else if constexpr (std::is_base_of_v<panel_format<int8_row>, panel_format<S>>)
         return "int8_row";
     else if constexpr (std::is_base_of_v<panel_format<int8_block>, panel_format<S>>)
