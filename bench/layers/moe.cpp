@@ -59,7 +59,7 @@ struct problem {
     // Gate, up and down of the experts that a token goes to.
     double flops() const { return 6.0 * static_cast<double>(tokens * s.top_k * s.d_model * s.d_ff); }
     // Of the experts that a block goes to, on average.
-    double bytes(std::size_t of_element) const {
+    double bytes(double of_element) const {
         double experts = 0;
         for (idx i = 0; i < ring; ++i) {
             std::vector<bool> hit(static_cast<std::size_t>(s.n_experts));
@@ -69,7 +69,7 @@ struct problem {
             experts +=
                 static_cast<double>(std::count(hit.begin(), hit.end(), true)) / static_cast<double>(ring);
         }
-        return experts * 3 * static_cast<double>(s.d_model * s.d_ff) * static_cast<double>(of_element);
+        return experts * 3 * static_cast<double>(s.d_model * s.d_ff) * of_element;
     }
     // How many times the experts of a block go into all.
     idx windows() const {
@@ -251,22 +251,37 @@ struct dense {
     idx calls = 0;
 };
 
+// What the weights are kept in, ours and a peer's.
+template <class W>
+constexpr double bytes_of_weight = sizeof(W);
+template <quantised W> // codes, and a half scale for 32 of them
+constexpr double bytes_of_weight<W> = panel_format<W>::bits / 8.0 + 1.0 / 16;
+template <class W>
+constexpr expert_storage peer_storage = std::is_same_v<W, float>        ? expert_storage::f32
+                                        : std::is_same_v<W, bf16>       ? expert_storage::bf16
+                                        : std::is_same_v<W, int8_block> ? expert_storage::q8_0
+                                                                        : expert_storage::q4_0;
+
 template <class W>
 void layer(const char* storage, const size& s, idx tokens, spread how = spread::uniform) {
     const std::string kind = how == spread::uniform ? "" : how == spread::zipf ? ",zipf" : ",one_expert";
     row("moe/layer/" + std::string(storage) + "/" + s.text() + ",tokens:" + std::to_string(tokens) + kind,
         [s, tokens, how](contest& c) {
-            constexpr bool narrow = std::is_same_v<W, bf16>;
+            constexpr bool narrow = !std::is_same_v<W, float>, whole = multiplies_bytes<W>;
             auto& p = c.hold<problem>(s, how, tokens);
             auto& mine = c.hold<mixture<W>>(p, c.threads());
             const executor_ref ex = c.executor();
             if (tokens >= 64)
-                c.flops(p.flops());
+                c.flops(p.flops(), whole ? unit::int8_dot : unit::f32_fma);
             else
-                c.bytes(p.bytes(sizeof(W)), traffic::read, p.windows());
+                c.bytes(p.bytes(bytes_of_weight<W>), traffic::read, p.windows());
             c.tokens(static_cast<double>(tokens));
             c.ours([&mine, ex] { mine.run(ex); }, mine.y);
-            const double tolerance = narrow ? 2e-2 : 1e-4;
+            // of whole numbers, against products of the weights before they were rounded
+            const double tolerance = std::is_same_v<W, int4_block> ? 0.4
+                                     : whole                       ? 0.05
+                                     : narrow                      ? 2e-2
+                                                                   : 1e-4;
             if (has_openblas()) {
                 auto& loop = c.hold<blas_loop>(p);
                 openblas_one_thread();
@@ -282,8 +297,7 @@ void layer(const char* storage, const size& s, idx tokens, spread how = spread::
                     name, [&p, &y, &calls, theirs] { theirs(p.block(calls++), y.view()); }, y, tolerance);
             };
             against("libtorch", libtorch_mixture(experts, c.threads()));
-            against("ggml",
-                    ggml_mixture(experts, c.threads(), narrow ? expert_storage::bf16 : expert_storage::f32));
+            against("ggml", ggml_mixture(experts, c.threads(), peer_storage<W>));
             if (narrow) {
                 auto& wide = c.hold<mixture<float>>(p, c.threads());
                 c.against(
@@ -344,6 +358,10 @@ const declare rows([] {
         for (idx tokens : {1, 16}) layer<float>("f32", s, tokens);
     for (const size& s : {many, wide, few}) layer<bf16>("bf16", s, 16);
     layer<bf16>("bf16", many, 512);
+    for (idx tokens : {512, 16, 1}) {
+        layer<int8_block>("int8block", wide, tokens);
+        layer<int4_block>("int4block", wide, tokens);
+    }
     for (spread how : {spread::zipf, spread::one}) layer<float>("f32", many, 512, how);
     for (const size& s : {many, wide, few}) overhead(s, 512);
 });

@@ -77,7 +77,10 @@ public:
 
 private:
     static ggml_type of(expert_storage s) {
-        return s == expert_storage::bf16 ? GGML_TYPE_BF16 : GGML_TYPE_F32;
+        return s == expert_storage::bf16   ? GGML_TYPE_BF16
+               : s == expert_storage::q8_0 ? GGML_TYPE_Q8_0
+               : s == expert_storage::q4_0 ? GGML_TYPE_Q4_0
+                                           : GGML_TYPE_F32;
     }
     // `parts` matrices one after another: our memory where ggml can read it, nothing written there, else a
     // copy.
@@ -96,6 +99,14 @@ private:
         }
         place(to, ggml_backend_buft_alloc_buffer(kind, ggml_backend_buft_get_alloc_size(kind, to)));
         const std::size_t row = ggml_row_size(type, t.cols());
+        if (ggml_is_quantized(type)) { // all at once: a buffer may keep it in another order
+            std::vector<std::byte> blocks(ggml_nbytes(to));
+            for (idx i = 0; i < t.rows(); ++i)
+                ggml_quantize_chunk(type, t.row(i), blocks.data() + static_cast<std::size_t>(i) * row, 0, 1,
+                                    t.cols(), nullptr);
+            ggml_backend_tensor_set(to, blocks.data(), 0, blocks.size());
+            return to;
+        }
         std::vector<ggml_bf16_t> narrow(static_cast<std::size_t>(t.cols()));
         for (idx i = 0; i < t.rows(); ++i) {
             const void* from = t.row(i);

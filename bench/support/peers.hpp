@@ -83,7 +83,7 @@ mixture_call libtorch_mixture(const experts_of_tokens& p, idx threads);
 bag_call libtorch_bags(tensor_view<const float> table, idx threads);
 
 // The weights of experts are converted before the clock starts; the router is f32.
-enum class expert_storage { f32, bf16 };
+enum class expert_storage { f32, bf16, q8_0, q4_0 }; // the last two: ggml's blocks
 mixture_call ggml_mixture(const experts_of_tokens& p, idx threads, expert_storage storage);
 peer ggml_peer();
 

@@ -5,7 +5,9 @@
 #include <sluice/core/random.hpp>
 #include <sluice/io/params.hpp>
 #include <sluice/layers/compose.hpp>
+#include <sluice/layers/linear.hpp>
 
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -281,4 +283,59 @@ TEST_CASE("configs with absurd sizes are refused without memory or delay") {
     const std::size_t one = params_bytes<toy_params<float>>(toy_config{});
     CHECK(params_bytes<toy_stack<float>>(toy_stack_config{.n_layers = idx{1} << 40, .layer = {}}) >=
           (std::size_t{1} << 40) * one);
+}
+
+TEST_CASE("packed matrices are saved as they lie in memory, and bound in place") {
+    using sluice::in_float;
+    using sluice::packed;
+    auto check = [](auto tag, const std::string& storage) {
+        using S = decltype(tag);
+        const sluice::linear_config config{.d_in = 40, .d_out = 33, .bias = true};
+        sluice::owned_params<sluice::linear_params<float>> weights(config);
+        initialise(weights.view, config, sluice::random_source(3));
+        fill(weights.view.bias, 0.5F);
+        arena memory(sluice::params_bytes<sluice::linear_params<packed<S>>>(config));
+        const auto p = sluice::pack_params<sluice::linear_params<packed<S>>>(weights.view, config, memory);
+        io::safetensors_writer writer;
+        io::save_params(writer, "head.", p);
+        const saved s(writer);
+        const io::safetensors file = s.file();
+        const std::string name = "head.w." + storage;
+        REQUIRE(file.contains(name));
+        CHECK(file.metadata().at(name) == "33 x 40");
+        using bound_type = sluice::linear_params<const packed<S>>;
+        const auto bound = io::bind<bound_type>(file, "head.", config);
+        const auto bytes = static_cast<std::size_t>(tensor_view<packed<S>>::elements(33, 40)) *
+                           sizeof(typename tensor_view<packed<S>>::element);
+        CHECK(std::memcmp(bound.w.data(), p.w.data(), bytes) == 0);
+        CHECK(bound.w.rows() == 33);
+        CHECK(bound.bias(0, 32) == 0.5F);
+        arena copied_memory(sluice::params_bytes<sluice::linear_params<packed<S>>>(config));
+        const auto copied = sluice::linear_params<packed<S>>::bind(copied_memory, config);
+        io::load_params(file, "head.", copied);
+        CHECK(std::memcmp(copied.w.data(), p.w.data(), bytes) == 0);
+        const auto said = [&](const sluice::linear_config& other) {
+            try {
+                (void)io::bind<bound_type>(file, "head.", other);
+            } catch (const sluice::error& e) {
+                return std::string(e.what());
+            }
+            return std::string();
+        };
+        // the same panels, but another matrix
+        CHECK(said({.d_in = 40, .d_out = 34, .bias = false}) ==
+              s.path() + ": 1 of 1 parameters do not fit: " + name +
+                  " must be of a matrix of 34 x 40, is of one of 33 x 40");
+        CHECK_THROWS_WITH((io::bind<sluice::linear_params<const float>>(file, "head.", config)),
+                          s.path() + ": 1 of 2 parameters do not fit: head.w is missing");
+    };
+    check(float{}, "packed_f32");
+    check(bf16{}, "packed_bf16");
+    check(sluice::half{}, "packed_f16");
+    check(sluice::int8_row{}, "int8_row");
+    check(sluice::int8_block{}, "int8_block");
+    check(sluice::int4_block{}, "int4_block");
+    check(sluice::int4_block_min{}, "int4_block_min");
+    check(sluice::f8_block{}, "f8_block");
+    check(in_float<sluice::int4_block_min>{}, "int4_block_min");
 }

@@ -13,13 +13,13 @@ namespace {
 
 template <class S, class Arch>
 void check_panels() {
-    for (const auto& [rows, cols] : {std::pair<idx, idx>{1, 1}, {32, 64}, {40, 70}}) {
+    for (const auto& [rows, cols] : {std::pair<idx, idx>{1, 1}, {32, 64}, {40, 70}, {33, 300}}) {
         const padded<float> w = uniform_matrix<float>(rows, cols, 7, -2, 3);
         const packed_copy<S> p(w.view());
         const padded<float> want = unpacked(p.view);
-        for (idx k0 = 0; k0 < cols; k0 += 32)
+        for (idx k0 = 0; k0 < cols; k0 += 128)
             for (idx first = 0; first < rows; first += 32) {
-                const idx n = std::min<idx>(33, cols - k0);
+                const idx n = std::min<idx>(129, cols - k0);
                 page_end<float> panel(32 * n);
                 simd::invoke(Arch{}, kernels::widen_panel<S>{},
                              static_cast<const typename packed_copy<S>::element*>(
@@ -35,7 +35,7 @@ void check_panels() {
 } // namespace
 
 TEMPLATE_TEST_CASE("widen_panel: the values that the storage stands for", "", bf16, half, in_float<int8_row>,
-                   in_float<int8_block>, in_float<int4_block>, in_float<int4_block_min>) {
+                   in_float<int8_block>, in_float<int4_block>, in_float<int4_block_min>, f8_block) {
     check_panels<TestType, simd::native>();
     check_panels<TestType, simd::scalar>();
 }

@@ -31,7 +31,7 @@ void multiply(in<float> x, const tensor_view<packed<S>>& w, tensor_view<float> y
 } // namespace
 
 TEMPLATE_TEST_CASE("byte_product: in_float gives the bits of a product with the floats", "", int8_row,
-                   int8_block, int4_block, int4_block_min) {
+                   int8_block, int4_block, int4_block_min, f8_block) {
     for (const auto& [m, k, n] : shapes) {
         padded<float> x = uniform_matrix<float>(m, k, 1), w = uniform_matrix<float>(n, k, 2), y(m, n),
                       z(m, n);

@@ -3,6 +3,7 @@
 #include "support/check.hpp"
 #include "support/packed_copy.hpp"
 
+#include <sluice/core/tensor.hpp>
 #include <sluice/ops/quantise.hpp>
 
 #include <cmath>
@@ -125,6 +126,29 @@ TEMPLATE_TEST_CASE("quantise: blocks of a file keep every bit", "", int8_block, 
             }
         }
     }
+}
+
+TEST_CASE("quantise: fp8 with a scale for 128 x 128") {
+    const padded<float> w = uniform_matrix<float>(200, 300, 5, -3, 2);
+    const packed_copy<f8_block> p(w.view());
+    const padded<float> back = unpacked(p.view);
+    for (idx r = 0; r < 200; ++r)
+        for (idx k = 0; k < 300; ++k)
+            REQUIRE(std::abs(w.view()(r, k) - back.view()(r, k)) <=
+                    std::max(0x1p-4F * std::abs(w.view()(r, k)), 3 * 0x1p-18F) * 1.001F);
+    // of a file, every bit
+    const random_source numbers(4);
+    tensor<f8_e4m3> codes(200, 300);
+    for (idx i = 0; i < 200; ++i)
+        for (idx k = 0; k < 300; ++k)
+            codes(i, k) = {static_cast<std::uint8_t>(numbers.bits(i * 300 + k) % 127U)};
+    const padded<float> scales = uniform_matrix<float>(2, 3, 6, 0.5, 2);
+    pack_f8(codes.view(), scales.view(), p.view);
+    const padded<float> got = unpacked(p.view);
+    for (idx r = 0; r < 200; ++r)
+        for (idx k = 0; k < 300; ++k)
+            REQUIRE(got.view()(r, k) == to_float(codes(r, k)) * scales.view()(r / 128, k / 128));
+    CHECK_THROWS_AS(pack_f8(codes.view(), scales.view().row_block(0, 1), p.view), config_error);
 }
 
 TEST_CASE("quantise: bad input is named") {

@@ -16,6 +16,8 @@ struct int8_block {};     // w = scale q, a half scale for 32 columns of a row (
 struct int4_block {};     // w = scale (q - 8), q in 0 ... 15 (GGUF's Q4_0)
 struct int4_block_min {}; // w = scale q + min, both half (GGUF's Q4_1)
 
+struct f8_block {}; // w = scale e4m3, a float scale for 128 x 128 of W (DeepSeek-AI, "DeepSeek-V3", 2024)
+
 // The values of S, each widened to float before it is multiplied.
 template <class S>
 struct in_float {};
@@ -52,21 +54,36 @@ struct panel_format<int4_block_min> : panel_of_bytes {
     static constexpr int bits = 4, zero = 0;
     static constexpr bool has_min = true;
 };
+template <> // in the order of k, a scale before each 128
+struct panel_format<f8_block> : panel_of_bytes {
+    static constexpr idx block = 128, group = block, block_head = 64, codes = 4096;
+    static constexpr int bits = 8, zero = 0;
+    static constexpr bool half_scales = false;
+};
 template <class S>
 struct panel_format<in_float<S>> : panel_format<S> {};
+
+template <class S>
+constexpr bool is_f8 = false;
+template <>
+constexpr bool is_f8<f8_block> = true;
+template <>
+constexpr bool is_f8<in_float<f8_block>> = true;
 
 // Kept as codes and scales.
 template <class S>
 concept quantised = requires {
     panel_format<std::remove_const_t<S>>::codes;
 };
-// And multiplied as such.
+// And multiplied as such; f8_block is as in_float<f8_block>.
 template <class S>
 constexpr bool multiplies_bytes = false;
 template <quantised S>
 constexpr bool multiplies_bytes<S> = true;
 template <class S>
 constexpr bool multiplies_bytes<in_float<S>> = false;
+template <>
+constexpr bool multiplies_bytes<f8_block> = false;
 template <class S>
 constexpr bool multiplies_bytes<packed<S>> = multiplies_bytes<S>;
 template <class S>

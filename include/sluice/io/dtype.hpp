@@ -73,7 +73,7 @@ constexpr dtype find_dtype() {
     else if constexpr (std::is_same_v<scalar, std::int8_t>)
         return dtype::i8;
     else {
-        static_assert(std::is_same_v<scalar, std::uint8_t>,
+        static_assert(std::is_same_v<scalar, std::uint8_t> || std::is_same_v<scalar, std::byte>,
                       "sluice: safetensors holds float, double, bf16, half, f8_e4m3, f8_e8m0, int8, int32, "
                       "int64 and uint8 tensors");
         return dtype::u8;

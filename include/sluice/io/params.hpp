@@ -2,10 +2,13 @@
 // the file in place.
 //
 // A tensor's name is `prefix` followed by its name in the set ("layers.0." and "w_up"). Its type and shape
-// must be the set's; every tensor is checked before anything is written or bound.
+// must be the set's; every tensor is checked before anything is written or bound. Packed matrices are saved
+// panel by panel as they lie in memory, under their name and storage ("layers.0.w_up.int4_block"), with the
+// matrix's shape in the metadata.
 #pragma once
 
 #include "../core/params.hpp"
+#include "../core/quantised.hpp"
 #include "safetensors_writer.hpp"
 
 namespace sluice::io {
@@ -13,12 +16,69 @@ inline namespace SLUICE_ISA {
 
 namespace detail {
 
+// What a packed matrix is saved as; the values as floats lie in the same memory.
+template <class S>
+constexpr std::string_view storage_name() {
+    if constexpr (std::is_same_v<S, float>)
+        return "packed_f32";
+    else if constexpr (std::is_same_v<S, double>)
+        return "packed_f64";
+    else if constexpr (std::is_same_v<S, bf16>)
+        return "packed_bf16";
+    else if constexpr (std::is_same_v<S, half>)
+        return "packed_f16";
+    else if constexpr (is_f8<S>)
+        return "f8_block";
+    else if constexpr (std::is_base_of_v<panel_format<int8_row>, panel_format<S>>)
+        return "int8_row";
+    else if constexpr (std::is_base_of_v<panel_format<int8_block>, panel_format<S>>)
+        return "int8_block";
+    else if constexpr (std::is_base_of_v<panel_format<int4_block>, panel_format<S>>)
+        return "int4_block";
+    else {
+        static_assert(std::is_base_of_v<panel_format<int4_block_min>, panel_format<S>>);
+        return "int4_block_min";
+    }
+}
+template <class W>
+std::string stored_name(const std::string& name) {
+    if constexpr (is_packed<W>)
+        return name + "." + std::string(storage_name<typename tensor_view<W>::storage>());
+    else
+        return name;
+}
+// As it lies in memory.
+template <class W>
+auto stored_view(const tensor_view<W>& t) {
+    if constexpr (is_packed<W>)
+        return tensor_view<typename tensor_view<W>::element>(t.data(), ceil_div(t.rows(), t.panel),
+                                                             t.panel_stride());
+    else
+        return t;
+}
+
 // Collects what does not fit, to be reported at once.
 class misfits {
 public:
     template <class T>
     void check(const safetensors& file, const std::string& name, const tensor_view<T>& wanted,
                bool in_place) {
+        if constexpr (is_packed<T>) {
+            const std::string at = stored_name<T>(name), shape = shape_text(wanted.rows(), wanted.cols());
+            const auto found = file.metadata().find(at);
+            if (file.contains(at) && (found == file.metadata().end() || found->second != shape)) {
+                ++checked_;
+                return add(at + " must be of a matrix of " + shape + ", is of one of " +
+                           (found == file.metadata().end() ? "no shape" : found->second));
+            }
+            return check(file, at, stored_view(wanted), in_place);
+        } else {
+            check_plain(file, name, wanted, in_place);
+        }
+    }
+    template <class T>
+    void check_plain(const safetensors& file, const std::string& name, const tensor_view<T>& wanted,
+                     bool in_place) {
         ++checked_;
         if (!file.contains(name)) return add(name + " is missing");
         const tensor_info& t = file.info(name);
@@ -75,10 +135,14 @@ template <class P>
 void save_params(safetensors_writer& writer, std::string_view prefix, const P& params) {
     each_param(
         [&]<class T>(const param_name& name, role r, const tensor_view<T>& t) {
-            if (r == role::vector && t.rows() == 1)
-                writer.add(detail::full_name(prefix, name), t, {t.cols()});
+            const std::string at = detail::full_name(prefix, name);
+            if constexpr (is_packed<T>) {
+                writer.add(detail::stored_name<T>(at), detail::stored_view(t));
+                writer.metadata(detail::stored_name<T>(at), shape_text(t.rows(), t.cols()));
+            } else if (r == role::vector && t.rows() == 1)
+                writer.add(at, t, {t.cols()});
             else
-                writer.add(detail::full_name(prefix, name), t);
+                writer.add(at, t);
         },
         params);
 }
@@ -93,7 +157,7 @@ void load_params(const safetensors& file, std::string_view prefix, const P& para
         [&]<class T>(const param_name& name, role, const tensor_view<T>& t) {
             static_assert(!std::is_const_v<T>,
                           "sluice: load_params writes; use bind_params for const parameters");
-            file.copy_to(detail::full_name(prefix, name), t);
+            file.copy_to(detail::stored_name<T>(detail::full_name(prefix, name)), detail::stored_view(t));
         },
         params);
 }
@@ -107,7 +171,11 @@ void bind_params(const safetensors& file, std::string_view prefix, P& params) {
     each_param(
         [&]<class T>(const param_name& name, role, tensor_view<T>& t) {
             static_assert(std::is_const_v<T>, "sluice: a file's tensors are const; use params<const W>");
-            t = file.view<T>(detail::full_name(prefix, name));
+            const std::string at = detail::stored_name<T>(detail::full_name(prefix, name));
+            if constexpr (is_packed<T>)
+                t = {file.view<typename tensor_view<T>::element>(at).data(), t.rows(), t.cols()};
+            else
+                t = file.view<T>(at);
         },
         params);
 }

@@ -8,7 +8,7 @@
 
 namespace sluice::kernels {
 
-// Writes rows k0 to k0 + n of a panel of S as floats in plain order, k0 a multiple of 32.
+// Writes rows k0 to k0 + n of a panel of S as floats in plain order, k0 a multiple of 128.
 template <class S>
 struct widen_panel {
     template <class Arch>
@@ -48,6 +48,14 @@ SLUICE_INLINE void widen_block(const std::byte* head, const std::byte* block, id
     using W = simd::words<Arch>;
     using format = panel_format<S>;
     constexpr idx half_cols = gemm_tile<float, Arch>::half, cols = 2 * half_cols;
+    if constexpr (is_f8<S>) {
+        float one;
+        std::memcpy(&one, block, sizeof(one));
+        const auto* numbers = reinterpret_cast<const f8_e4m3*>(block + format::block_head) + offset;
+        for (idx k = 0; k < n * cols; k += half_cols)
+            (simd::widen<Arch>(numbers + k) * P(one)).store(out + k + offset);
+        return;
+    }
     const auto scale = load_scales<Arch, S>(format::half_scales ? block : head, offset);
     simd::pack_pair<P> least{P(0), P(0)};
     if constexpr (format::has_min) least = load_scales<Arch, S>(block + 64, offset);

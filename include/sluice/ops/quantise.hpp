@@ -2,7 +2,8 @@
 //
 // Quantised weights differ from what they were made of by at most half a step: of the largest in a row / 127
 // (int8_row) or in 32 columns of a row / 127 (int8_block), / 8 (int4_block), or of the range / 15
-// (int4_block_min); where scales are halves, their rounding adds 2^-11 of the weight.
+// (int4_block_min); where scales are halves, their rounding adds 2^-11 of the weight. f8_block: 2^-4 of the
+// weight, or 2^-18 of the largest of 128 x 128.
 #pragma once
 
 #include "../core/params.hpp"
@@ -10,6 +11,7 @@
 #include "../simd/convert.hpp"
 
 #include <cmath>
+#include <vector>
 
 namespace sluice {
 inline namespace SLUICE_ISA {
@@ -138,6 +140,42 @@ void quantise_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out)
     }
 }
 
+// Calls f(row, col, scale, code) for every place of a panel that W has, by reference.
+template <class W, class F>
+void for_each_f8(const tensor_view<W>& w, F&& f) {
+    using format = panel_format<f8_block>;
+    for (idx r = 0; r < w.rows(); ++r)
+        for (idx k = 0; k < w.cols(); ++k) {
+            auto* const block = w.data() + r / format::rows * w.panel_stride() +
+                                k / format::block * (format::block_head + format::codes);
+            f(r, k, block, block + format::block_head + k % format::block * format::rows + r % format::rows);
+        }
+}
+
+// scale(row, col) of the 128 x 128 that these are in; code(row, col, scale).
+template <class Scale, class Code>
+void fill_f8(const tensor_view<packed<f8_block>>& out, const Scale& scale, const Code& code) {
+    std::fill_n(out.data(), out.elements(out.rows(), out.cols()), std::byte{0});
+    for_each_f8(out, [&](idx r, idx k, std::byte* scale_at, std::byte* code_at) {
+        const float s = scale(r, k);
+        std::memcpy(scale_at, &s, sizeof(s));
+        *code_at = static_cast<std::byte>(code(r, k, s).bits);
+    });
+}
+template <class W>
+void quantise_f8(const tensor_view<W>& w, const tensor_view<packed<f8_block>>& out) {
+    constexpr idx block = panel_format<f8_block>::block;
+    std::vector<float> most(static_cast<std::size_t>(ceil_div(w.rows(), block) * ceil_div(w.cols(), block)));
+    const auto of = [&](idx r, idx k) -> float& {
+        return most[static_cast<std::size_t>(r / block * ceil_div(w.cols(), block) + k / block)];
+    };
+    for (idx r = 0; r < w.rows(); ++r)
+        for (idx k = 0; k < w.cols(); ++k) of(r, k) = std::max(of(r, k), std::abs(weight_at(w, r, k)));
+    fill_f8(
+        out, [&](idx r, idx k) { return of(r, k) / 448; },
+        [&](idx r, idx k, float s) { return to_f8_e4m3(s == 0 ? 0 : weight_at(w, r, k) / s); });
+}
+
 } // namespace detail
 
 // Rewrites W (n_out, n_in) as panels, narrowed to what they hold. Throws input_error for weights that are not
@@ -145,7 +183,9 @@ void quantise_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out)
 template <class S, class W>
 void pack_matrix(const tensor_view<W>& w, const tensor_view<packed<S>>& out) {
     require_shape(out, w.rows(), w.cols(), "pack_matrix", "out");
-    if constexpr (quantised<S>) {
+    if constexpr (is_f8<S>) {
+        detail::quantise_f8(w, tensor_view<packed<f8_block>>(out.data(), out.rows(), out.cols()));
+    } else if constexpr (quantised<S>) {
         detail::quantise_matrix<S>(w, out);
     } else {
         using T = compute_type<S>;
@@ -190,12 +230,33 @@ requires(quantised<S>&& panel_format<S>::half_scales) void pack_blocks(const F& 
         }
 }
 
+// The same of fp8 numbers (n_out, n_in) with a scale for each 128 x 128 of them, as DeepSeek-V3 has them.
+inline void pack_f8(const tensor_view<const f8_e4m3>& w, const tensor_view<const float>& scales,
+                    const tensor_view<packed<f8_block>>& out) {
+    constexpr idx block = panel_format<f8_block>::block;
+    require_shape(out, w.rows(), w.cols(), "pack_f8", "out");
+    require_shape(scales, ceil_div(w.rows(), block), ceil_div(w.cols(), block), "pack_f8", "scales");
+    detail::fill_f8(
+        out, [&](idx r, idx k) { return scales(r / block, k / block); },
+        [&](idx r, idx k, float) { return w(r, k); });
+}
+
 // Row r of a packed matrix as floats (n_in), exactly as products multiply it.
 template <class W>
 requires is_packed<W>
 void unpack_row(const tensor_view<W>& w, idx r, compute_type<std::remove_const_t<W>>* out) {
     using S = typename tensor_view<W>::storage;
-    if constexpr (quantised<S>) {
+    if constexpr (is_f8<S>) {
+        using format = panel_format<S>;
+        for (idx k = 0; k < w.cols(); ++k) {
+            const auto* block = w.data() + r / format::rows * w.panel_stride() +
+                                k / format::block * (format::block_head + format::codes);
+            float scale;
+            std::memcpy(&scale, block, sizeof(scale));
+            const auto code = block[format::block_head + k % format::block * format::rows + r % format::rows];
+            out[k] = to_float(f8_e4m3{std::to_integer<std::uint8_t>(code)}) * scale;
+        }
+    } else if constexpr (quantised<S>) {
         using format = panel_format<S>;
         for (idx k = 0; k < w.cols(); k += format::block) {
             const detail::block_place<S> at(w.data(), w.panel_stride(), r, k / format::block);
