@@ -81,12 +81,13 @@ inline std::vector<std::vector<std::string>> cells(const std::vector<outcome_of_
         const double seconds = std::max(r.seconds, 1e-9);
         char share[32];
         std::snprintf(share, sizeof share, "%.3f", r.costs.share);
-        rows.push_back({r.who.name, bits, spread, short_number(r.costs.parameters),
-                        short_number(r.costs.active), r.costs.share == 1 ? "-" : share,
-                        short_number(r.tokens()), short_number(flops), short_number(r.costs.token_flops),
-                        short_number(r.costs.state_bytes), short_number(4 * r.costs.active),
-                        short_number(flops / seconds), short_number(r.tokens() / seconds),
-                        short_number(r.speeds.prefill), short_number(r.speeds.decode), apart});
+        rows.push_back({r.who.name + (r.finished() ? "" : "*"), bits, spread,
+                        short_number(r.costs.parameters), short_number(r.costs.active),
+                        r.costs.share == 1 ? "-" : share, short_number(r.tokens()), short_number(flops),
+                        short_number(r.costs.token_flops), short_number(r.costs.state_bytes),
+                        short_number(4 * r.costs.active), short_number(flops / seconds),
+                        short_number(r.tokens() / seconds), short_number(r.speeds.prefill),
+                        short_number(r.speeds.decode), apart});
     }
     return rows;
 }
@@ -102,6 +103,8 @@ inline void print_table(const std::vector<outcome_of_run>& runs) {
             std::printf(i == 0 ? "%-*s" : "  %*s", static_cast<int>(widths[i]), row[i].c_str());
         std::putchar('\n');
     }
+    if (std::any_of(runs.begin(), runs.end(), [](const auto& r) { return !r.finished(); }))
+        std::printf("* stopped before its end, where the learning rate is still high: no result\n");
 }
 
 // One sentence for each model about how it did against the dense one, and against the control made for it;
@@ -116,6 +119,7 @@ inline std::vector<std::string> findings(const std::vector<outcome_of_run>& runs
         return nullptr;
     };
     auto compare = [&](const seed_summary& a, const seed_summary& b) {
+        if (!a.first->finished() || !b.first->finished()) return; // says nothing yet
         const double n = static_cast<double>(a.seeds), m = static_cast<double>(b.seeds);
         const double unsure = 2 * noise * std::sqrt(1 / n + 1 / m), gap = a.mean - b.mean;
         char text[256];

@@ -8,6 +8,7 @@
 
 #    include <sluice/core/random.hpp>
 
+#    include <algorithm>
 #    include <map>
 #    include <sstream>
 
@@ -39,7 +40,7 @@ public:
                       "--jobs",    "2"};
         for (std::size_t i = 0; i < more.size(); ++i) {
             const auto known = std::find(all.begin(), all.end(), more[i]);
-            if (known == all.end() || i + 1 == more.size())
+            if (more[i].rfind("--", 0) != 0 || known == all.end() || i + 1 == more.size())
                 all.push_back(more[i]);
             else
                 *(known + 1) = more[++i];
