@@ -80,10 +80,6 @@ struct trainer {
 
 // What a run has to agree on with the checkpoint it goes on from.
 std::vector<std::pair<std::string, std::string>> identity(const options& o, const corpus& text) {
-    auto all = std::vector<std::uint8_t>(text.training);
-    all.insert(all.end(), text.held_out.begin(), text.held_out.end());
-    std::uint64_t hash = 14695981039346656037ULL; // FNV-1a
-    for (std::uint8_t b : all) hash = (hash ^ b) * 1099511628211ULL;
     return {{"steps", std::to_string(o.steps)},
             {"sequences", std::to_string(o.sequences)},
             {"context", std::to_string(o.context)},
@@ -92,7 +88,7 @@ std::vector<std::pair<std::string, std::string>> identity(const options& o, cons
             {"head_dim", std::to_string(o.head_dim)},
             {"rate", CLI::detail::to_string(o.rate)},
             {"seed", std::to_string(o.seed)},
-            {"text", std::to_string(hash)}};
+            {"text", std::to_string(fingerprint(text))}};
 }
 
 void save(const options& o, const corpus& text, const trainer& t, idx step) {

@@ -29,6 +29,14 @@ struct corpus {
     std::size_t n_skipped = 0;        // regular files below the folder that were left out
 };
 
+// Of all bytes, those to learn first (FNV-1a): a run that goes on must have the text it began with.
+inline std::uint64_t fingerprint(const corpus& text) {
+    std::uint64_t hash = 14695981039346656037ULL;
+    for (const auto* part : {&text.training, &text.held_out})
+        for (const std::uint8_t b : *part) hash = (hash ^ b) * 1099511628211ULL;
+    return hash;
+}
+
 inline constexpr std::size_t min_training_bytes = 4096;
 inline constexpr std::size_t min_held_out_bytes = 1024;
 

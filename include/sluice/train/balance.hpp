@@ -67,15 +67,17 @@ void update_selection_bias(std::span<const idx> counts, double rate, tensor_view
 template <class P, class G>
 void update_selection_biases(const G& grad, double rate, const P& params) {
     each_param(
-        [&]<class T>(const param_name& name, role r, const tensor_view<T>& bias,
-                     const tensor_view<T>& counts) {
-            if (r != role::buffer || name.last() != "selection_bias") return;
-            double total = 0;
-            for (idx e = 0; e < counts.cols(); ++e) total += static_cast<double>(counts(0, e));
-            for (idx e = 0; e < counts.cols(); ++e) {
-                const double less =
-                    total - static_cast<double>(counts(0, e)) * static_cast<double>(counts.cols());
-                bias(0, e) += static_cast<T>(less > 0 ? rate : less < 0 ? -rate : 0);
+        [&](const param_name& name, role r, const auto& bias, const auto& counts) {
+            if constexpr (requires { counts(0, 0); }) { // not of a table, whose gradient holds rows
+                using T = typename std::remove_cvref_t<decltype(bias)>::value_type;
+                if (r != role::buffer || name.last() != "selection_bias") return;
+                double total = 0;
+                for (idx e = 0; e < counts.cols(); ++e) total += static_cast<double>(counts(0, e));
+                for (idx e = 0; e < counts.cols(); ++e) {
+                    const double less =
+                        total - static_cast<double>(counts(0, e)) * static_cast<double>(counts.cols());
+                    bias(0, e) += static_cast<T>(less > 0 ? rate : less < 0 ? -rate : 0);
+                }
             }
         },
         params, grad);

@@ -1,0 +1,149 @@
+// Which of these techniques pays off on a text, at a budget? Trains small models of bytes on the same text in
+// the same order, and prints what each of them cost and reached. Stop it with Ctrl-C; go on with --resume.
+#include "compare/budget.hpp"
+#include "compare/page.hpp"
+#include "compare/table.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+
+namespace {
+
+using namespace sluice::examples;
+using sluice::idx;
+
+struct options {
+    std::vector<std::filesystem::path> text;
+    contest who{};
+    budget_options budget{};
+    race_options race{};
+    std::string size = "64x4", report;
+    idx sample = 200, decoded = 128;
+    std::string prompt;
+    bool study = false;
+};
+
+// What --study sets, where an option of its own does not.
+void widen(const CLI::App& app, options& o) {
+    auto open = [&](const char* name) { return app.count(name) == 0; };
+    if (open("--seeds")) o.who.seeds = 3;
+    if (open("--steps")) o.budget.steps = 4000;
+    if (open("--with")) o.who.with = {"engram", "moe"};
+    if (open("--models")) o.who.models = {"dense", "phd", "phd3", "moe", "mod", "engram", "dlcm"};
+    o.who.controls = o.who.sweep = true;
+}
+
+std::string identity(const options& o, const corpus& text) {
+    const auto& s = o.who.size;
+    return "text " + std::to_string(fingerprint(text)) + ", size " + o.size + ", context " +
+           std::to_string(s.context) + ", sequences " + std::to_string(s.sequences) + ", steps " +
+           std::to_string(o.budget.steps) + " by " + o.budget.by + ", rate " +
+           CLI::detail::to_string(o.race.rate);
+}
+
+void run(options& o) {
+    const corpus text = o.text.empty() ? load_folder(SLUICE_DEFAULT_TEXT_DIR) : load_corpus(o.text);
+    if (text.training.size() <= static_cast<std::size_t>(o.who.size.context))
+        throw std::runtime_error("--context: the text is shorter than one window");
+    std::printf("text: %zu files, %zu bytes to learn, %zu held out\n", text.n_files, text.training.size(),
+                text.held_out.size());
+    o.race.identity = identity(o, text);
+    if (!o.race.folder.empty()) std::filesystem::create_directories(o.race.folder);
+    const interrupt_guard guard;
+    auto all = contestants(o.who);
+    set_steps(all, o.budget, o.who.size, text);
+    auto results = race(all, o.race, text);
+
+    const std::size_t n = std::min(static_cast<std::size_t>(o.who.size.context), text.held_out.size());
+    const std::string start(text.held_out.begin(), text.held_out.begin() + 64);
+    for (auto& r : results) {
+        if (o.decoded > 0) r.speeds = r.model->speeds(text_bytes(text.held_out).first(n), o.decoded);
+        if (o.sample > 0) r.sample = r.model->text(o.prompt.empty() ? start : o.prompt, o.sample, 1);
+    }
+    for (const auto& r : results)
+        if (!r.sample.empty() && r.who.seed == o.who.first_seed)
+            std::printf("\n--- %s ---\n%s\n", r.who.name.c_str(), r.sample.c_str());
+    std::printf("\n");
+    print_table(results);
+    std::printf("\n");
+    for (const auto& line : findings(results)) std::printf("%s\n", line.c_str());
+    if (!o.report.empty()) {
+        write_page(o.report, results, o.race.identity);
+        std::printf("page: %s\n", o.report.c_str());
+    }
+    const auto finished =
+        std::count_if(results.begin(), results.end(), [](const auto& r) { return r.finished(); });
+    if (static_cast<std::size_t>(finished) < all.size() && !o.race.folder.empty())
+        std::printf("stopped; go on with the same options and --resume\n");
+}
+
+void add_options(CLI::App& app, options& o) {
+    app.add_option("--text", o.text, "files to learn (default: the headers of Eigen)");
+    app.add_option("--size", o.size, "width and layers of the dense model")->capture_default_str();
+    app.add_option("--context", o.who.size.context, "bytes in a window")
+        ->check(CLI::Range(8, 65536))
+        ->capture_default_str();
+    app.add_option("--sequences", o.who.size.sequences, "windows in a step")
+        ->check(CLI::Range(1, 4096))
+        ->capture_default_str();
+    app.add_option("--steps", o.budget.steps,
+                   "training steps of the dense model, from which the others follow")
+        ->check(CLI::Range(1, 100'000'000))
+        ->capture_default_str();
+    app.add_option("--budget", o.budget.by, "what all models have alike")
+        ->check(CLI::IsMember({"flops", "time", "tokens", "params"}))
+        ->capture_default_str();
+    app.add_option("--models", o.who.models, "those to train")->delimiter(',')->capture_default_str();
+    app.add_option("--with", o.who.with, "parts to put together in one more model")->delimiter(',');
+    app.add_flag("--controls", o.who.controls, "also models without what a technique is about");
+    app.add_flag("--study", o.study,
+                 "three seeds, more steps, controls, and a sweep from experts to a table; up to an hour");
+    app.add_option("--seeds", o.who.seeds, "runs of each model")
+        ->check(CLI::Range(1, 1000))
+        ->capture_default_str();
+    app.add_option("--seed", o.who.first_seed, "of the first run")->capture_default_str();
+    app.add_option("--rate", o.race.rate, "peak learning rate")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--judged", o.race.judged, "held-out windows at the end; 0: all")
+        ->check(CLI::Range(0, 100'000'000))
+        ->capture_default_str();
+    app.add_option("--decoded", o.decoded, "bytes to decode for a speed; 0: none")
+        ->check(CLI::Range(0, 1'000'000))
+        ->capture_default_str();
+    app.add_option("--sample", o.sample, "bytes of text that each model writes")
+        ->check(CLI::Range(0, 1'000'000))
+        ->capture_default_str();
+    app.add_option("--prompt", o.prompt, "start of the samples (default: of the held-out text)");
+    app.add_option("--jobs", o.race.workers, "models trained side by side")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_option("--folder", o.race.folder, "where runs are kept (default: nowhere)")->take_last();
+    app.add_flag("--resume", o.race.resume, "go on from what the folder holds");
+    app.add_option("--stop-after", o.race.stop_after, "steps of each model to do now; 0: all")
+        ->check(CLI::Range(0, 100'000'000));
+    app.add_option("--report", o.report, "a page of the results (HTML)")->take_last();
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    options o;
+    CLI::App app("Compares techniques for efficient transformers on a text, at a budget.");
+    add_options(app, o);
+    CLI11_PARSE(app, argc, argv);
+    try {
+        if (o.study) widen(app, o);
+        const auto given = o.who.size;
+        o.who.size = size_from(o.size);
+        o.who.size.context = given.context, o.who.size.sequences = given.sequences;
+        if (o.race.resume && o.race.folder.empty())
+            throw std::runtime_error("--resume: needs the --folder where the runs are kept");
+        run(o);
+    } catch (const std::exception& e) {
+        std::fprintf(stderr, "compare: %s\n", e.what());
+        return 1;
+    }
+    return 0;
+}
