@@ -58,7 +58,7 @@ struct packed_bf16 : packed_storage<bf16> {
     static constexpr onednn_form peer_form = onednn_form::packed_bf16;
 };
 
-// Codes and scales; x becomes bytes within the time. A peer of its own kind has the values as floats.
+// Codes and scales; x becomes bytes within the time. Peers multiply the weights as they were, in f32.
 template <class S>
 struct packed_bytes : packed_storage<S> {
     using packed_storage<S>::packed_storage;
@@ -101,7 +101,10 @@ void forward(const shape& s, when w = when::always) {
             const product p{.a = d.x, .b = d.w, .b_transposed = true, .c = d.y_peer};
             c.against(Storage::openblas_name, openblas(p, c.threads()), d.y_peer, Storage::tolerance);
             c.against(Storage::eigen_name, eigen(p, c.executor()), d.y_peer, Storage::tolerance);
-            c.against("onednn", onednn(p, c.threads(), Storage::peer_form), d.y_peer, 1e-2);
+            // in f32 beside whole numbers
+            c.against(Storage::peak == unit::int8_dot ? "onednn_f32" : "onednn",
+                      onednn(p, c.threads(), Storage::peer_form), d.y_peer,
+                      std::max(1e-2, Storage::tolerance));
             if (Storage::peer_form == onednn_form::plain)
                 c.against("onednn_packed", onednn(p, c.threads(), onednn_form::packed), d.y_peer,
                           Storage::tolerance);

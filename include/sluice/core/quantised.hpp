@@ -3,8 +3,8 @@
 // for which rows of x become bytes as well. packed<in_float<S>> has the same memory and float products.
 //
 // A panel holds 32 rows of W: first scales of whole rows, then, for each 32 columns of W, scales (and minima)
-// and codes. Codes of four columns lie side by side, for all rows in turn. Columns beyond
-// the last have any codes: x is zero there.
+// and codes. Codes of four columns lie side by side, for all rows in turn. Columns beyond the last have any
+// codes: x is zero there.
 #pragma once
 
 #include "packed.hpp"
@@ -15,7 +15,6 @@ struct int8_row {};       // w = scale q with one float scale for a row of W, q 
 struct int8_block {};     // w = scale q, a half scale for 32 columns of a row (GGUF's Q8_0)
 struct int4_block {};     // w = scale (q - 8), q in 0 ... 15 (GGUF's Q4_0)
 struct int4_block_min {}; // w = scale q + min, both half (GGUF's Q4_1)
-
 struct f8_block {}; // w = scale e4m3, a float scale for 128 x 128 of W (DeepSeek-AI, "DeepSeek-V3", 2024)
 
 // The values of S, each widened to float before it is multiplied.

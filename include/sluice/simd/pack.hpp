@@ -79,8 +79,6 @@ public:
     // xsimd 8 subtracts from zero for AVX-512, which loses the sign of -0.
     friend SLUICE_INLINE pack operator-(pack a) { return batch(T(-0.0)) - a.v; }
     friend SLUICE_INLINE pack operator&(pack a, pack b) requires is_integer { return a.v & b.v; }
-    friend SLUICE_INLINE pack operator|(pack a, pack b) requires is_integer { return a.v | b.v; }
-    friend SLUICE_INLINE pack operator<<(pack a, int n) requires is_integer { return a.v << n; }
     friend SLUICE_INLINE pack operator>>(pack a, int n) requires is_integer { return a.v >> n; }
     friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
     friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
@@ -212,10 +210,6 @@ public:
     friend SLUICE_INLINE pack operator/(pack a, pack b) { return a.v / b.v; }
     friend SLUICE_INLINE pack operator-(pack a) { return -a.v; }
     friend SLUICE_INLINE pack operator&(pack a, pack b) requires is_integer { return a.v & b.v; }
-    friend SLUICE_INLINE pack operator|(pack a, pack b) requires is_integer { return a.v | b.v; }
-    friend SLUICE_INLINE pack operator<<(pack a, int n) requires is_integer {
-        return static_cast<T>(static_cast<std::make_unsigned_t<T>>(a.v) << n);
-    }
     friend SLUICE_INLINE pack operator>>(pack a, int n) requires is_integer { return a.v >> n; }
     friend SLUICE_INLINE mask operator<(pack a, pack b) { return a.v < b.v; }
     friend SLUICE_INLINE mask operator==(pack a, pack b) { return a.v == b.v; }
