@@ -30,16 +30,6 @@ std::vector<idx> widths() {
         return {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 47, 48, 49, 63, 64, 65, 70};
 }
 
-// One step of an element's chain, as the kernel's instruction rounds it.
-template <class T>
-T chain_step(T a, T b, T c) {
-#if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
-    return std::fma(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
 // Operands of the largest product, with A both ways, B packed from both ways, and every kind of start.
 template <class T>
 struct operands {

@@ -13,15 +13,6 @@ using namespace sluice::test;
 
 namespace {
 
-// One step of an element's chain, as the kernel's instruction rounds it.
-float chain_step(float a, float b, float c) {
-#if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
-    return std::fma(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
 template <class S>
 struct product_of_bytes {
     using format = panel_format<S>;

@@ -49,6 +49,16 @@ struct tolerance {
     bool may_be_dull = false; // accept results that prove little, such as zeros
 };
 
+// One step of an element's chain, as the kernels' instruction rounds it.
+template <class T>
+T chain_step(T a, T b, T c) {
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
+    return std::fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 template <class T>
 constexpr double unit_roundoff = static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 
