@@ -29,6 +29,38 @@ function(sluice_dispatch_flags arch flags mangled)
     set(${flags} -march=x86-64 ${these} PARENT_SCOPE)
 endfunction()
 
+# The kernels of a program of several files, or of several programs with the same flags, compiled once:
+#   sluice_compile_kernels(<target>...)
+# compiles the library's kernels for float in a file of their own, with the flags of the first target, and the targets'
+# files without them, each of which takes a half to a quarter of the time. Arch is native, as it is by default.
+function(sluice_compile_kernels first)
+    foreach(target IN ITEMS ${first} ${ARGN})
+        if(NOT TARGET ${target})
+            message(FATAL_ERROR "sluice_compile_kernels: there is no target ${target}.")
+        endif()
+    endforeach()
+    # The second has the header alone, precompiled for all targets.
+    set(here "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
+    add_library(${first}_kernels OBJECT "${here}/dispatch.cpp")
+    add_library(${first}_kernel_headers OBJECT "${here}/compiled_kernels.cpp")
+    target_precompile_headers(${first}_kernel_headers PRIVATE "${here}/compiled_kernels.hpp")
+    foreach(library IN ITEMS ${first}_kernels ${first}_kernel_headers)
+        target_link_libraries(${library} PRIVATE sluice::sluice)
+        target_compile_options(${library} PRIVATE $<TARGET_PROPERTY:${first},COMPILE_OPTIONS>)
+        target_compile_definitions(${library} PRIVATE $<TARGET_PROPERTY:${first},COMPILE_DEFINITIONS>)
+        foreach(property CXX_EXTENSIONS POSITION_INDEPENDENT_CODE)
+            get_target_property(value ${first} ${property})
+            if(NOT value MATCHES "NOTFOUND$")
+                set_target_properties(${library} PROPERTIES ${property} ${value})
+            endif()
+        endforeach()
+    endforeach()
+    foreach(target IN ITEMS ${first} ${ARGN})
+        target_precompile_headers(${target} REUSE_FROM ${first}_kernel_headers)
+        target_sources(${target} PRIVATE $<TARGET_OBJECTS:${first}_kernels>)
+    endforeach()
+endfunction()
+
 # An object library of kernels, and a file that exists once its symbols were checked.
 function(sluice_kernels library arch)
     sluice_dispatch_flags(${arch} flags mangled)

@@ -17,10 +17,13 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/sluice-config-version.cm
 install(FILES
     "${PROJECT_BINARY_DIR}/sluice-config.cmake"
     "${PROJECT_BINARY_DIR}/sluice-config-version.cmake"
+    cmake/compiled_kernels.cpp
+    cmake/compiled_kernels.hpp
     cmake/dependencies.cmake
     cmake/dispatch.cmake
     cmake/dispatch.cpp
     cmake/dispatch_check.cmake
+    cmake/kernels.hpp
     DESTINATION "${sluice_package_dir}")
 
 # The pkg-config file finds its prefix from where it lies, so an install tree can be moved.

@@ -2,7 +2,8 @@
 // of which no row was read lately. overhead: over the same step with the table in memory; vs_without: the
 // step without the module, its products included; vs_on_demand: with rows read where they are wanted, instead
 // of asked for one block ahead. reads_1 and reads_32: rows of the file a second, one after another and 32 of
-// them asked for ahead; a step wants 128.
+// them asked for ahead; a step wants 128. With --full once more with a file larger than the memory, or the
+// largest that the disk has room for: the table in memory is then a smaller one.
 #include "support/contest.hpp"
 
 #include <sluice/io/row_file.hpp>
@@ -15,6 +16,8 @@
 
 #if defined(POSIX_FADV_DONTNEED)
 
+#    include <unistd.h>
+
 namespace {
 
 using namespace sluice;
@@ -25,6 +28,19 @@ using block_type = transformer_block<float, bf16>;
 constexpr idx d_model = 2048, d_row = 80, n_sequences = 8, n_blocks = 4, context = 64;
 
 bf16 element(idx row, idx col) { return to_bf16(static_cast<float>((row * 7 + col * 3) % 255 - 127) / 4096); }
+
+constexpr idx rows_in_memory = 209'700; // of a head
+
+// Rows of a head in a file a fifth larger than the memory, if the disk has room for that and half as much
+// again.
+idx rows_beyond_memory() {
+    const double memory =
+        static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+    std::error_code none;
+    const auto room =
+        static_cast<double>(std::filesystem::space(std::filesystem::current_path(), none).available);
+    return static_cast<idx>(std::min(1.2 * memory, room / 1.5) / (16 * 2 * d_row));
+}
 
 // Beside the program, as folders for temporary files may lie in memory. Removed at the end.
 class table_on_disk {
@@ -155,6 +171,7 @@ struct decoder {
 struct data {
     data(idx least_rows, idx workers)
         : config(memory_config(least_rows)),
+          config_in_memory(memory_config(std::min(least_rows, rows_in_memory))),
           blocks{.attention = {.d_model = d_model, .n_heads = 32, .n_kv_heads = 8, .head_dim = 64},
                  .feed_forward = {.d_model = d_model, .d_ff = 5440},
                  .norm = {.d_model = d_model}},
@@ -162,7 +179,7 @@ struct data {
           file(disk.open()),
           ring_memory(16 << 20),
           ring(file_table::bind(ring_memory, file, 8192)),
-          copy(config.hash.rows(), d_row),
+          copy(config_in_memory.hash.rows(), d_row),
           weights(blocks),
           others(engram_config_without_table()) {
         fill_weights(weights.view);
@@ -181,7 +198,8 @@ struct data {
         on_disk = std::make_unique<decoder<file_table>>(config, blocks, weights.view, p, workers);
         auto q = others.view;
         q.table = copy.view();
-        in_memory = std::make_unique<decoder<tensor_view<bf16>>>(config, blocks, weights.view, q, workers);
+        in_memory =
+            std::make_unique<decoder<tensor_view<bf16>>>(config_in_memory, blocks, weights.view, q, workers);
     }
     engram_config engram_config_without_table() const {
         engram_config c = config;
@@ -189,7 +207,7 @@ struct data {
         return c;
     }
 
-    engram_config config;
+    engram_config config, config_in_memory;
     transformer_block_config blocks;
     table_on_disk disk;
     io::row_file file;
@@ -203,11 +221,11 @@ struct data {
     std::unique_ptr<decoder<tensor_view<bf16>>> in_memory;
 };
 
-void file_row(const std::string& size, idx least_rows, when w = when::always) {
+void file_row(const std::string& size, bool beyond_memory, when w = when::always) {
     row(
         "engram/file/bf16/d:2048,B:8" + size,
-        [least_rows](contest& c) {
-            auto& d = c.hold<data>(least_rows, c.threads());
+        [beyond_memory](contest& c) {
+            auto& d = c.hold<data>(beyond_memory ? rows_beyond_memory() : rows_in_memory, c.threads());
             c.tokens(n_sequences);
             c.ours([&d, ex = c.executor()] { d.on_disk->step(true, true, ex); });
             c.overhead_over([&d, ex = c.executor()] { d.in_memory->step(false, true, ex); });
@@ -215,15 +233,22 @@ void file_row(const std::string& size, idx least_rows, when w = when::always) {
             c.against("on_demand", [&d, ex = c.executor()] { d.on_disk->step(false, true, ex); });
             c.note("reads_1", d.reads_1);
             c.note("reads_32", d.reads_32);
+            c.note("GB", 1e-9 * static_cast<double>(2 * d_row * d.config.hash.rows()));
             c.check(
-                "the table in memory",
-                [&d, ex = c.executor()] {
+                beyond_memory ? "rows read on demand" : "the table in memory",
+                [&d, beyond_memory, ex = c.executor()] {
                     d.on_disk->number = d.in_memory->number = 0;
                     d.on_disk->step(true, true, ex);
-                    d.in_memory->step(false, true, ex);
+                    const std::vector<float> ahead(d.on_disk->x.data(),
+                                                   d.on_disk->x.data() + d.on_disk->x.size());
+                    d.on_disk->number = 0;
+                    if (beyond_memory)
+                        d.on_disk->step(false, true, ex);
+                    else
+                        d.in_memory->step(false, true, ex);
+                    const auto& other = beyond_memory ? d.on_disk->x : d.in_memory->x;
                     double wrong = 0;
-                    for (idx i = 0; i < d.on_disk->x.size(); ++i)
-                        wrong += d.on_disk->x.data()[i] != d.in_memory->x.data()[i];
+                    for (std::size_t i = 0; i < ahead.size(); ++i) wrong += ahead[i] != other.data()[i];
                     return wrong;
                 },
                 0);
@@ -231,7 +256,10 @@ void file_row(const std::string& size, idx least_rows, when w = when::always) {
         w);
 }
 
-const declare rows([] { file_row("", 209'700); });
+const declare rows([] {
+    file_row("", false);
+    file_row(",beyond_memory", true, when::full);
+});
 
 } // namespace
 

@@ -3,11 +3,11 @@
 // same level of the memory.
 #pragma once
 
+#include "fma_peak.hpp"
 #include "measure.hpp"
 
 #include <sluice/core/executor.hpp>
 #include <sluice/core/tensor.hpp>
-#include <sluice/simd/pack.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -27,29 +27,6 @@ inline std::string name_of(unit u) {
 }
 
 inline namespace SLUICE_ISA {
-
-// 12 chains: two units with a latency of four or five cycles need 8 to 10, and 16 registers hold no more.
-inline constexpr int peak_chains = 12;
-
-template <class T>
-[[gnu::noinline]] double fma_rounds(idx rounds) {
-    using P = simd::pack<T, simd::native>;
-    P chain[std::size_t{peak_chains}];
-    // Different starts, or the compiler would see one chain.
-    for (int i = 0; i < peak_chains; ++i) chain[i] = P(static_cast<T>(i) + static_cast<T>(rounds));
-    const P shrink(T(0.5)), step(T(0.25));
-    for (idx r = 0; r < rounds; ++r)
-#pragma GCC unroll 12
-        for (int i = 0; i < peak_chains; ++i) chain[i] = fma(chain[i], shrink, step);
-    P sum = chain[0];
-    for (int i = 1; i < peak_chains; ++i) sum = sum + chain[i];
-    return static_cast<double>(sum.sum());
-}
-
-template <class T>
-constexpr double fma_ops() {
-    return 2.0 * peak_chains * simd::pack<T, simd::native>::size;
-}
 
 #if defined(__AVX512VNNI__)
 using int8_register = __m512i;

@@ -43,7 +43,7 @@ inline moe_config experts_of(const model_size& s, idx d) {
                        .score = router_score::sigmoid,
                        .selection_bias = true,
                        .weights = {.norm = weight_norm::sum}},
-            .expert = {.d_ff = s.expert_d_ff}};
+            .expert = {.d_ff = s.expert_d_ff * d / s.d_model}};
 }
 
 template <class Block>
@@ -68,12 +68,16 @@ typename Block::config_type block_of(const model_size& s, idx d, idx copies = 1)
 inline engram_config memory_of(const model_size& s) {
     ngram_hash hash;
     const idx layer = 1;
-    make_ngram_hashes(
-        {.vocabulary = s.vocabulary, .n_gram = s.n_gram, .n_hashes = s.hashes, .least_rows = {s.table_rows}},
-        {&layer, 1}, {&hash, 1});
+    make_ngram_hashes({.vocabulary = s.compressed_size,
+                       .n_gram = s.n_gram,
+                       .n_hashes = s.hashes,
+                       .least_rows = {s.table_rows}},
+                      {&layer, 1}, {&hash, 1});
     return {.d_model = s.d_model,
             .d_memory = round_up(s.d_model, hash.heads()),
             .hash = hash,
+            .token_map = {s.compressed.data(), s.compressed.empty() ? 0 : 1,
+                          static_cast<idx>(s.compressed.size())},
             .max_touched = s.sequences * s.context * hash.heads()};
 }
 

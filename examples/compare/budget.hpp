@@ -11,17 +11,17 @@ struct budget_options {
 };
 
 // Seconds that one step takes, from a few of them on a model that is thrown away.
-inline double seconds_a_step(const contestant& c, const corpus& text) {
+inline double seconds_a_step(const contestant& c, const unit_text& text) {
     const auto model = c.make(c.size, c.seed);
     windows w(c.size.sequences, c.size.context);
     constexpr idx warm = 3, timed = 12;
     double begun = 0;
     for (idx i = 1; i <= warm + timed; ++i) {
-        if (i == warm + 1) begun = now_seconds();
+        if (i == warm + 1) begun = worked_seconds();
         w.draw(text.training, c.seed, i);
         (void)model->step(w, c.seed, i, 1e-4);
     }
-    return (now_seconds() - begun) / timed;
+    return (worked_seconds() - begun) / timed;
 }
 
 // Inner widths and tables made smaller, all by the same factor, until the model has no more parameters than
@@ -50,15 +50,16 @@ inline void shrink(contestant& c, double parameters) {
 }
 
 inline void set_steps(std::vector<contestant>& all, const budget_options& b, const model_size& size,
-                      const corpus& text) {
+                      const unit_text& text) {
     const contestant dense = named("dense", size);
     const auto costs = dense.make(dense.size, dense.seed)->costs();
     const double steps = static_cast<double>(b.steps);
     const double seconds = b.by == "time" ? steps * seconds_a_step(dense, text) : 0;
     for (contestant& c : all) {
         double n = steps;
-        if (b.by == "flops") n *= costs.step_flops / c.make(c.size, c.seed)->costs().step_flops;
-        if (b.by == "time") n = seconds / seconds_a_step(c, text);
+        if (b.by == "flops" && !c.equal_tokens)
+            n *= costs.step_flops / c.make(c.size, c.seed)->costs().step_flops;
+        if (b.by == "time" && !c.equal_tokens) n = seconds / seconds_a_step(c, text);
         if (b.by == "params") shrink(c, costs.parameters);
         c.steps = std::max<idx>(std::llround(n), 1);
     }

@@ -16,7 +16,9 @@ namespace sluice::examples {
 // What all models of a comparison have in common, and how large the parts are that only some have.
 struct model_size {
     idx d_model = 64, layers = 4, head_dim = 32, d_ff = 160;
-    idx vocabulary = 256;
+    idx vocabulary = 256;                       // of units, see units.hpp
+    std::span<const std::int32_t> compressed{}; // Engram's ids of units; empty: their own
+    idx compressed_size = 256;
     idx sequences = 2, context = 256; // of a training step
 
     idx copies = 2, copy_window = 16, copy_chunk = 32;
@@ -41,6 +43,12 @@ struct model_speeds { // tokens in a second
     double prefill = 0, decode = 0;
 };
 
+// Held-out text, and how many bytes each of its units stands for.
+struct judged_text {
+    std::span<const token_id> units;
+    std::span<const std::uint16_t> bytes; // of every unit in the vocabulary
+};
+
 class candidate {
 public:
     candidate() = default;
@@ -50,14 +58,15 @@ public:
 
     // One training step, counted from 1; returns the loss in nats.
     virtual double step(const windows& text, std::uint64_t seed, idx number, double rate) = 0;
-    // Bits per byte by rules that see no later byte; `most` as in held_out_bits.
-    virtual double bits(text_bytes text, idx most) = 0;
+    // Bits per byte by rules that see no later unit; `most` as in held_out_bits.
+    virtual double bits(const judged_text& text, idx most) = 0;
     // ln p of every id but the first. piece 0: all at once; else through the state, so many ids a call.
     virtual std::vector<double> log_likelihoods(std::span<const token_id> ids, idx piece) = 0;
     virtual model_costs costs() = 0;
-    virtual model_speeds speeds(text_bytes prompt, idx n_tokens) = 0;
-    // Goes on after the prompt, from the streaming state.
-    virtual std::string text(const std::string& prompt, idx n_bytes, std::uint64_t seed) = 0;
+    virtual model_speeds speeds(std::span<const token_id> prompt, idx n_tokens) = 0;
+    // What follows the prompt, from the streaming state.
+    virtual std::vector<token_id> text(std::span<const token_id> prompt, idx n_tokens,
+                                       std::uint64_t seed) = 0;
 
     virtual void save(io::safetensors_writer& out, const std::string& prefix) = 0;
     virtual void load(const io::safetensors& in, const std::string& prefix) = 0;
@@ -72,9 +81,12 @@ std::unique_ptr<candidate> make_moe(const model_size&, std::uint64_t seed);
 std::unique_ptr<candidate> make_moe_engram(const model_size&, std::uint64_t seed);
 std::unique_ptr<candidate> make_phd(const model_size&, std::uint64_t seed);
 std::unique_ptr<candidate> make_phd_engram(const model_size&, std::uint64_t seed);
+std::unique_ptr<candidate> make_phd_moe(const model_size&, std::uint64_t seed);
 std::unique_ptr<candidate> make_mod(const model_size&, std::uint64_t seed);
 std::unique_ptr<candidate> make_mod_engram(const model_size&, std::uint64_t seed);
+std::unique_ptr<candidate> make_mod_moe(const model_size&, std::uint64_t seed);
 std::unique_ptr<candidate> make_dlcm(const model_size&, std::uint64_t seed);
 std::unique_ptr<candidate> make_dlcm_engram(const model_size&, std::uint64_t seed);
+std::unique_ptr<candidate> make_dlcm_moe(const model_size&, std::uint64_t seed);
 
 } // namespace sluice::examples

@@ -13,8 +13,9 @@ struct contestant {
     std::string name;
     maker make = nullptr;
     model_size size{};
-    std::string control_of; // empty: a model on its own account
-    idx steps = 0;          // of training, once the budget is known
+    std::string control_of;    // empty: a model on its own account
+    bool equal_tokens = false; // as much text as the dense model, whatever the budget
+    idx steps = 0;             // of training, once the budget is known
     std::uint64_t seed = 1;
 };
 
@@ -29,6 +30,12 @@ struct contest {
 };
 
 inline contestant named(const std::string& name, model_size s) {
+    if (const auto colon = name.find(":tokens"); colon != name.npos && colon + 7 == name.size()) {
+        contestant c = named(name.substr(0, colon), s);
+        c.name = name;
+        c.equal_tokens = true;
+        return c;
+    }
     if (name == "dense") return {name, make_dense, s, {}};
     if (name == "phd" || name == "phd3") {
         s.copies = name == "phd" ? 2 : 3;
@@ -58,9 +65,11 @@ inline contestant named(const std::string& name, model_size s) {
         s.layers = std::max<idx>(s.layers / 2, 2);
         return {name, make_dense_engram, s, "engram"};
     }
-    throw std::runtime_error("--models: there is no model \"" + name +
-                             "\"; there are dense, phd, phd3, moe, mod, engram, dlcm, and the controls "
-                             "dense/2, mod:random, dlcm:fixed, engram:1row, engram/2");
+    throw std::runtime_error(
+        "--models: there is no model \"" + name +
+        "\"; there are dense, phd, phd3, moe, mod, engram, dlcm, and the controls "
+        "dense/2, mod:random, dlcm:fixed, engram:1row, engram/2; each with :tokens for as "
+        "much text as the dense model");
 }
 
 // The parts of --with put together; parts that do not go together are refused.
@@ -79,10 +88,14 @@ inline contestant combined(std::vector<std::string> parts, const model_size& s) 
     for (const known& k : {known{"engram+moe", make_moe_engram},
                            {"engram+phd", make_phd_engram},
                            {"engram+mod", make_mod_engram},
-                           {"dlcm+engram", make_dlcm_engram}})
+                           {"dlcm+engram", make_dlcm_engram},
+                           {"moe+phd", make_phd_moe},
+                           {"mod+moe", make_mod_moe},
+                           {"dlcm+moe", make_dlcm_moe}})
         if (name == k.name) return {name, k.make, s, {}};
     throw std::runtime_error("--with: \"" + name +
-                             "\" is not built; there are engram with one of moe, phd, mod and dlcm");
+                             "\" is not built; there are engram with moe, and engram or moe with one of phd, "
+                             "mod and dlcm");
 }
 
 // The same number of parameters that a token does not need, as experts or as rows of a table: from experts
@@ -105,6 +118,10 @@ inline std::vector<contestant> contestants(const contest& c) {
     std::vector<contestant> all;
     for (const auto& name : c.models) all.push_back(named(name, c.size));
     if (!c.with.empty()) all.push_back(combined(c.with, c.size));
+    if (c.controls)
+        for (const char* name : {"phd", "mod", "dlcm"}) // the others' FLOPs are those of the dense one
+            if (std::find(c.models.begin(), c.models.end(), name) != c.models.end())
+                all.push_back(named(std::string(name) + ":tokens", c.size));
     auto has = [&](const std::string& name) {
         return std::any_of(all.begin(), all.end(), [&](const contestant& x) { return x.name == name; });
     };

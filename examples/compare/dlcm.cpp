@@ -1,14 +1,16 @@
-// A block over bytes, blocks over concepts, a block over bytes; and the same with a memory before the first.
+// A block over bytes, blocks over concepts, a block over bytes; the same with a memory before the first, and
+// with experts among the concepts.
 #include "trained_model.hpp"
 
 namespace sluice::examples {
 
 namespace {
 
-struct concepts {
-    using blocks = stack<transformer_block<float>>;
-    using body = dlcm<blocks>;
-    static body::config_type config(const model_size& s, const purpose& why) {
+template <class Block>
+struct concepts_of {
+    using outer_blocks = stack<transformer_block<float>>;
+    using body = dlcm<outer_blocks, stack<Block>, outer_blocks>;
+    static typename body::config_type config(const model_size& s, const purpose& why) {
         const auto outer = block_of<transformer_block<float>>(s, s.d_model);
         const idx heads = outer.attention.n_heads;
         boundary_config boundary{.d_model = s.d_model, .d_scan = s.d_model};
@@ -28,7 +30,7 @@ struct concepts {
                 .concepts = {.d_model = s.d_model,
                              .d_concept = s.d_concept,
                              .smoothing = concept_smoothing::none},
-                .backbone = {s.layers, block_of<transformer_block<float>>(s, s.d_concept)},
+                .backbone = {s.layers, block_of<Block>(s, s.d_concept)},
                 .cross = {.d_model = s.d_model,
                           .d_concept = s.d_concept,
                           .n_heads = heads,
@@ -37,6 +39,8 @@ struct concepts {
                 .decoder = {1, outer}};
     }
 };
+
+using concepts = concepts_of<transformer_block<float>>;
 
 struct concepts_with_memory {
     using body = chain<residual<engram<float>>, concepts::body>;
@@ -52,6 +56,9 @@ std::unique_ptr<candidate> make_dlcm(const model_size& size, std::uint64_t seed)
 }
 std::unique_ptr<candidate> make_dlcm_engram(const model_size& size, std::uint64_t seed) {
     return make_trained<concepts_with_memory>(size, seed);
+}
+std::unique_ptr<candidate> make_dlcm_moe(const model_size& size, std::uint64_t seed) {
+    return make_trained<concepts_of<expert_block>>(size, seed);
 }
 
 } // namespace sluice::examples

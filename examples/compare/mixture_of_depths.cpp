@@ -1,18 +1,19 @@
-// Every other block sees some of the tokens, and the same with a memory before the first.
+// Every other block sees some of the tokens; the same with a memory before the first, and with experts.
 #include "trained_model.hpp"
 
 namespace sluice::examples {
 
 namespace {
 
-struct depths {
-    using block = transformer_block<float>;
-    using body = stack<chain<block, mixture_of_depths<block>>>;
-    static body::config_type config(const model_size& s, const purpose& why) {
-        const auto one = block_of<block>(s, s.d_model);
+template <class Block>
+struct depths_of {
+    using body = stack<chain<Block, mixture_of_depths<Block>>>;
+    static typename body::config_type config(const model_size& s, const purpose& why) {
+        const auto one = block_of<Block>(s, s.d_model);
         return {s.layers / 2, {one, {one, routing_of(s, why)}}};
     }
 };
+using depths = depths_of<transformer_block<float>>;
 
 struct depths_with_memory {
     using body = chain<residual<engram<float>>, depths::body>;
@@ -28,6 +29,9 @@ std::unique_ptr<candidate> make_mod(const model_size& size, std::uint64_t seed) 
 }
 std::unique_ptr<candidate> make_mod_engram(const model_size& size, std::uint64_t seed) {
     return make_trained<depths_with_memory>(size, seed);
+}
+std::unique_ptr<candidate> make_mod_moe(const model_size& size, std::uint64_t seed) {
+    return make_trained<depths_of<expert_block>>(size, seed);
 }
 
 } // namespace sluice::examples

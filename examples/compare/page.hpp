@@ -148,7 +148,44 @@ inline std::vector<series> curves(const std::vector<outcome_of_run>& runs,
     return all;
 }
 
+inline void write_file(const std::string& option, const std::string& path, const std::string& text) {
+    std::ofstream out(path, std::ios::binary);
+    out << text;
+    out.close();
+    if (!out) throw std::runtime_error(option + ": " + path + " cannot be written");
+}
+
+inline std::string loss_against_computation(const std::vector<outcome_of_run>& runs) {
+    return chart("Loss against computation", "training FLOPs", "held-out bits per byte", true)
+        .svg(curves(runs, [](const auto& r, const auto& p) {
+            return r.costs.step_flops * static_cast<double>(p.step);
+        }));
+}
+inline std::string quality_against_decoding(const std::vector<outcome_of_run>& runs) {
+    std::vector<series> speeds;
+    for (const auto& s : by_model(runs))
+        speeds.push_back(
+            {s.first->who.name, !s.first->who.control_of.empty(), {{s.first->speeds.decode, s.mean}}});
+    return chart("Quality against decoding", "tokens decoded in a second", "held-out bits per byte", false)
+        .svg(speeds);
+}
+
 } // namespace detail
+
+// The two charts that say most, side by side in one SVG file. Throws runtime_error where it cannot be
+// written.
+inline void write_picture(const std::string& path, const std::vector<outcome_of_run>& runs) {
+    std::string all =
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1300 400\"><style>svg{font:12px "
+        "system-ui,sans-serif}.grid{stroke:#ddd}</style><rect width=\"1300\" height=\"400\" "
+        "fill=\"#fff\"/>";
+    double x = 0;
+    for (const auto& svg : {detail::loss_against_computation(runs), detail::quality_against_decoding(runs)}) {
+        all += "<svg x=\"" + detail::fixed(x, 0) + "\" width=\"640\" height=\"400\"" + svg.substr(4);
+        x += 650;
+    }
+    detail::write_file("--picture", path, all + "</svg>\n");
+}
 
 // Throws runtime_error where the file cannot be written.
 inline void write_page(const std::string& path, const std::vector<outcome_of_run>& runs,
@@ -170,24 +207,15 @@ font:12px system-ui,sans-serif}.grid{stroke:#ddd}pre{white-space:pre-wrap;backgr
         detail::fixed(seed_noise(all), 3) +
         " bits per byte apart, so smaller differences say nothing. Dashed: controls. Points on the way of a "
         "curve are not results, as the learning rate is still high there.</p><div class=\"charts\">";
-    page += detail::chart("Loss against computation", "training FLOPs", "held-out bits per byte", true)
-                .svg(detail::curves(runs, [](const auto& r, const auto& p) {
-                    return r.costs.step_flops * static_cast<double>(p.step);
-                }));
+    page += detail::loss_against_computation(runs);
     page +=
         detail::chart("Loss against time", "seconds of training, one thread", "held-out bits per byte", true)
             .svg(detail::curves(runs, [](const auto&, const auto& p) { return p.seconds; }));
-    page += detail::chart("Loss against text", "bytes read", "held-out bits per byte", true)
+    page += detail::chart("Loss against text", "tokens read", "held-out bits per byte", true)
                 .svg(detail::curves(runs, [](const auto& r, const auto& p) {
                     return static_cast<double>(p.step * r.who.size.sequences * r.who.size.context);
                 }));
-    std::vector<detail::series> speeds;
-    for (const auto& s : all)
-        speeds.push_back(
-            {s.first->who.name, !s.first->who.control_of.empty(), {{s.first->speeds.decode, s.mean}}});
-    page += detail::chart("Quality against decoding", "bytes decoded in a second", "held-out bits per byte",
-                          false)
-                .svg(speeds);
+    page += detail::quality_against_decoding(runs);
     page += "</div><h2>Figures</h2><table><tr>";
     for (const auto& name : column_names()) page += "<th>" + escaped(name) + "</th>";
     page += "</tr>";
@@ -202,10 +230,7 @@ font:12px system-ui,sans-serif}.grid{stroke:#ddd}pre{white-space:pre-wrap;backgr
     for (const auto& s : all)
         page += "<h3>" + escaped(s.first->who.name) + "</h3><pre>" + escaped(s.first->sample) + "</pre>";
     page += "</body></html>\n";
-    std::ofstream out(path, std::ios::binary);
-    out << page;
-    out.close();
-    if (!out) throw std::runtime_error("--report: " + path + " cannot be written");
+    detail::write_file("--report", path, page);
 }
 
 } // namespace sluice::examples

@@ -2,14 +2,17 @@
 #pragma once
 
 #include "contest.hpp"
+#include "units.hpp"
 
-#include "support/corpus.hpp"
+#include "../../bench/support/fma_peak.hpp"
+
 #include "support/interrupt.hpp"
 #include "support/progress.hpp"
 
 #include <sluice/train/schedule.hpp>
 
 #include <atomic>
+#include <ctime>
 #include <exception>
 #include <filesystem>
 #include <mutex>
@@ -30,6 +33,7 @@ struct outcome_of_run {
     double seconds = 0; // of training alone
     std::vector<curve_point> curve;
     double bits = std::nan(""), stream_difference = 0;
+    double peak = 0; // multiplications and additions a second that the thread can do
     model_costs costs{};
     model_speeds speeds{};
     std::string sample;
@@ -86,6 +90,15 @@ private:
 inline double now_seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+// What the calling thread has worked, where the system tells: others may run beside it.
+inline double worked_seconds() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    timespec t{};
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0)
+        return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+#endif
+    return now_seconds();
+}
 
 namespace detail {
 
@@ -136,7 +149,7 @@ inline bool take_up(const race_options& o, outcome_of_run& r) {
     return true;
 }
 
-inline void train(const race_options& o, const corpus& text, outcome_of_run& r, std::size_t i,
+inline void train(const race_options& o, const unit_text& text, outcome_of_run& r, std::size_t i,
                   scoreboard& board) {
     const idx steps = r.who.steps;
     const cosine_schedule rate{
@@ -146,12 +159,12 @@ inline void train(const race_options& o, const corpus& text, outcome_of_run& r, 
     double bits = r.curve.empty() ? 8 : r.curve.back().bits, saved = now_seconds();
     const idx last = o.stop_after > 0 ? std::min(steps, r.done + o.stop_after) : steps;
     while (r.done < last && !interrupted()) {
-        const double start = now_seconds();
+        const double start = worked_seconds();
         w.draw(text.training, r.who.seed, ++r.done);
         (void)r.model->step(w, r.who.seed, r.done, rate(r.done));
-        r.seconds += now_seconds() - start;
+        r.seconds += worked_seconds() - start;
         if (r.done % probe_every == 0) {
-            bits = r.model->bits(text.held_out, o.probed);
+            bits = r.model->bits(text.judged(), o.probed);
             r.curve.push_back({r.done, bits, r.seconds});
         }
         if (r.done % 16 == 0) board.update(i, r.who, r.done, bits);
@@ -164,19 +177,19 @@ inline void train(const race_options& o, const corpus& text, outcome_of_run& r, 
 }
 
 // What is known of a model once it is trained: by rules that see no later byte, at once and from the state.
-inline void judge(const race_options& o, const corpus& text, outcome_of_run& r) {
-    r.bits = r.model->bits(text.held_out, o.judged);
+inline void judge(const race_options& o, const unit_text& text, outcome_of_run& r) {
+    r.bits = r.model->bits(text.judged(), o.judged);
     const std::size_t n = std::min(static_cast<std::size_t>(r.who.size.context), text.held_out.size());
     for (std::size_t k = 0; k < 4; ++k) {
         const std::size_t at = k * (text.held_out.size() - n) / 4;
-        const std::vector<token_id> ids(text.held_out.begin() + static_cast<std::ptrdiff_t>(at),
-                                        text.held_out.begin() + static_cast<std::ptrdiff_t>(at + n));
+        const auto ids = std::span(text.held_out).subspan(at, n);
         const auto whole = r.model->log_likelihoods(ids, 0);
         const auto streamed = r.model->log_likelihoods(ids, k == 0 ? 1 : static_cast<idx>(3 * k));
         for (std::size_t j = 0; j < whole.size(); ++j)
             r.stream_difference = std::max(r.stream_difference, std::abs(whole[j] - streamed[j]));
     }
     r.costs = r.model->costs();
+    r.peak = bench::thread_peak(worked_seconds);
 }
 
 } // namespace detail
@@ -184,7 +197,7 @@ inline void judge(const race_options& o, const corpus& text, outcome_of_run& r) 
 // All runs, o.workers at a time. Stops in good order once interrupted() is true: runs that were not begun
 // are left out of the result.
 inline std::vector<outcome_of_run> race(const std::vector<contestant>& all, const race_options& o,
-                                        const corpus& text) {
+                                        const unit_text& text) {
     std::vector<outcome_of_run> results(all.size());
     scoreboard board(all.size());
     std::atomic<std::size_t> next{0};

@@ -59,10 +59,10 @@ inline std::string short_number(double x) {
 }
 
 inline const std::vector<std::string>& column_names() {
-    static const std::vector<std::string> names{
-        "model",       "bits/byte",     "+-",           "parameters", "active",    "share",
-        "tokens",      "train FLOPs",   "FLOPs/token",  "KV bytes",   "weights B", "train FLOP/s",
-        "train tok/s", "prefill tok/s", "decode tok/s", "streamed"};
+    static const std::vector<std::string> names{"model",       "bits/byte",     "+-",           "parameters",
+                                                "active",      "share",         "tokens",       "train FLOPs",
+                                                "FLOPs/token", "KV bytes",      "weights B",    "of peak",
+                                                "train tok/s", "prefill tok/s", "decode tok/s", "streamed"};
     return names;
 }
 
@@ -79,15 +79,15 @@ inline std::vector<std::vector<std::string>> cells(const std::vector<outcome_of_
         std::snprintf(apart, sizeof apart, difference == 0 ? "same" : "%.0e off", difference);
         const double flops = r.costs.step_flops * static_cast<double>(r.done);
         const double seconds = std::max(r.seconds, 1e-9);
-        char share[32];
+        char share[32], of_peak[32];
+        std::snprintf(of_peak, sizeof of_peak, "%.2f", flops / seconds / r.peak);
         std::snprintf(share, sizeof share, "%.3f", r.costs.share);
         rows.push_back({r.who.name + (r.finished() ? "" : "*"), bits, spread,
                         short_number(r.costs.parameters), short_number(r.costs.active),
                         r.costs.share == 1 ? "-" : share, short_number(r.tokens()), short_number(flops),
                         short_number(r.costs.token_flops), short_number(r.costs.state_bytes),
-                        short_number(4 * r.costs.active), short_number(flops / seconds),
-                        short_number(r.tokens() / seconds), short_number(r.speeds.prefill),
-                        short_number(r.speeds.decode), apart});
+                        short_number(4 * r.costs.active), of_peak, short_number(r.tokens() / seconds),
+                        short_number(r.speeds.prefill), short_number(r.speeds.decode), apart});
     }
     return rows;
 }

@@ -1,5 +1,6 @@
-// Language modelling of bytes with any model that offers loss, loss_and_gradient and extend: training windows
-// drawn by step number, bits per byte on held-out text, and text written through the KV cache.
+// Language modelling of bytes, or of other units of text, with any model that offers loss, loss_and_gradient
+// and extend: training windows drawn by step number, bits per byte on held-out text, and text written through
+// the KV cache.
 #pragma once
 
 #include "tokens.hpp"
@@ -14,7 +15,8 @@ namespace sluice::examples {
 
 using text_bytes = std::span<const std::uint8_t>;
 
-// n_sequences windows of `length` bytes with the byte after each as target. Refilled without allocation.
+// n_sequences windows of `length` bytes with the byte after each as target, or of other units, each a token.
+// A text is what has size() and operator[]. Refilled without allocation.
 class windows {
 public:
     windows(idx n_sequences, idx length)
@@ -24,8 +26,9 @@ public:
     idx n_sequences() const { return static_cast<idx>(offsets_.size()) - 1; }
     idx length() const { return length_; }
 
-    // Window `s` starts at byte `first` of the text; targets beyond its end are ignored ones.
-    void set(idx s, text_bytes text, std::size_t first) {
+    // Window `s` starts at unit `first` of the text; targets beyond its end are ignored ones.
+    template <class Text>
+    void set(idx s, const Text& text, std::size_t first) {
         const auto at = static_cast<std::size_t>(s * length_);
         for (std::size_t i = 0; i < static_cast<std::size_t>(length_); ++i) {
             ids_[at + i] = first + i < text.size() ? text[first + i] : 0;
@@ -33,7 +36,8 @@ public:
         }
     }
     // Draws every window of a training step: the same for the same seed and step, whatever came before.
-    void draw(text_bytes text, std::uint64_t seed, idx step) {
+    template <class Text>
+    void draw(const Text& text, std::uint64_t seed, idx step) {
         const random_source numbers = random_source(seed).split(static_cast<std::uint64_t>(step));
         const auto room = static_cast<double>(text.size() - static_cast<std::size_t>(length_));
         for (idx s = 0; s < n_sequences(); ++s)
@@ -57,28 +61,35 @@ private:
     std::vector<idx> offsets_;
 };
 
-// Bits per byte over windows side by side. Every byte but the first is predicted once, from the bytes before
-// it in its window. `most` > 0: that many windows, spread evenly over the text.
-template <class Model>
-double held_out_bits(const Model& model, text_bytes text, windows& w, idx most, arena& workspace,
-                     executor_ref ex) {
+// Bits per byte over windows side by side. Every unit but the first is predicted once, from those before it
+// in its window. `most` > 0: that many windows, spread evenly over the text. bytes_of(i): bytes of its unit
+// i.
+template <class Model, class Text, class Bytes>
+double held_out_bits(const Model& model, const Text& text, windows& w, idx most, arena& workspace,
+                     executor_ref ex, const Bytes& bytes_of) {
     const auto length = static_cast<std::size_t>(w.length());
     const auto all = (text.size() - 2) / length + 1; // windows that predict at least one byte
     const auto n = most > 0 ? std::min(all, static_cast<std::size_t>(most)) : all;
-    double nats = 0, predicted = 0;
+    double nats = 0, bytes = 0;
     for (std::size_t first = 0; first < n; first += static_cast<std::size_t>(w.n_sequences())) {
         const auto rows = std::min(static_cast<std::size_t>(w.n_sequences()), n - first);
         double here = 0;
         for (std::size_t s = 0; s < rows; ++s) {
             const std::size_t at = (first + s) * all / n * length;
             w.set(static_cast<idx>(s), text, at);
-            here += static_cast<double>(std::min(length, text.size() - 1 - at));
+            const std::size_t predicted = std::min(length, text.size() - 1 - at);
+            for (std::size_t i = 1; i <= predicted; ++i) bytes += static_cast<double>(bytes_of(at + i));
+            here += static_cast<double>(predicted);
         }
         const idx count = static_cast<idx>(rows);
         nats += here * model.loss(w.rows(count), w.targets(count), workspace, ex);
-        predicted += here;
     }
-    return nats / predicted / std::numbers::ln2;
+    return nats / bytes / std::numbers::ln2;
+}
+template <class Model>
+double held_out_bits(const Model& model, text_bytes text, windows& w, idx most, arena& workspace,
+                     executor_ref ex) {
+    return held_out_bits(model, text, w, most, workspace, ex, [](std::size_t) { return 1; });
 }
 
 // Continues a prompt by n_bytes; put(byte) is called for every new byte and returns whether to go on.

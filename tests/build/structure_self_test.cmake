@@ -114,7 +114,7 @@ plant("holds includes and nothing else" ${in}/sluice.hpp "inline int x = 1;\n")
 plant("not part of the umbrella" ${in}/sluice.hpp "#include <sluice/reference/linear.hpp>\n")
 # Run-time dispatch
 make_tree()
-file(WRITE "${tree}/cmake/dispatch.cpp" "compile<norm_calls<float>>;\n")
+file(WRITE "${tree}/cmake/kernels.hpp" "compile<norm_calls<float>>;\n")
 file(APPEND "${tree}/${in}/kernels/dot.hpp" "using dot_calls = calls<>;\n")
 planted(${in}/kernels/dot.hpp "does not compile dot_calls")
 # Form, sizes, names

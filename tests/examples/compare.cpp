@@ -93,7 +93,7 @@ TEST_CASE("all models are judged by what they would say byte by byte", "[example
     const outcome o = here.done({"--models", "dense,phd,phd3,moe,mod,engram,dlcm", "--controls"});
     CAPTURE(o.out);
     const table found = table_of(o.out);
-    CHECK(found.size() == 12);
+    CHECK(found.size() == 15);
     for (const auto& [model, cells] : found) {
         INFO(model);
         CHECK(cells.at("streamed") == "same");
@@ -103,11 +103,14 @@ TEST_CASE("all models are judged by what they would say byte by byte", "[example
     }
     CHECK(found.at("phd").at("parameters") == found.at("dense").at("parameters"));
     CHECK(found.at("phd").at("KV bytes") == found.at("dense").at("KV bytes"));
+    for (const char* name : {"phd", "mod", "dlcm"})
+        CHECK(found.at(std::string(name) + ":tokens").at("tokens") == found.at("dense").at("tokens"));
 }
 
 TEST_CASE("parts are put together", "[examples][compare]") {
     const workplace here;
-    for (const char* parts : {"moe,engram", "engram,phd", "mod,engram", "dlcm,engram"}) {
+    for (const char* parts :
+         {"moe,engram", "engram,phd", "mod,engram", "dlcm,engram", "moe,phd", "mod,moe", "dlcm,moe"}) {
         const outcome o = here.done({"--models", "dense", "--with", parts});
         CAPTURE(o.out);
         const table found = table_of(o.out);
@@ -187,14 +190,41 @@ TEST_CASE("SIGINT ends a comparison in good order, and it goes on from there", "
 
 TEST_CASE("the page holds every model and nothing from elsewhere", "[examples][compare]") {
     const workplace here;
-    here.done({"--models", "dense,engram", "--report", here / "page.html", "--sample", "20"});
+    here.done({"--models", "dense,engram", "--report", here / "page.html", "--picture", here / "picture.svg",
+               "--sample", "20"});
     const std::string page = get(here / "page.html");
     CHECK_THAT(page, contains_text("<!DOCTYPE html>"));
     CHECK_THAT(page, contains_text("engram against dense"));
     std::size_t charts = 0;
     for (auto at = page.find("<svg"); at != page.npos; at = page.find("<svg", at + 1)) ++charts;
     CHECK(charts == 4);
+    const std::string picture = get(here / "picture.svg");
+    CHECK_THAT(picture, contains_text("Loss against computation"));
+    CHECK_THAT(picture, contains_text("Quality against decoding"));
     for (const char* outside : {"http:", "https:", "src=", "url("}) CHECK(page.find(outside) == page.npos);
+}
+
+TEST_CASE("models read the tokens of a tokenizer", "[examples][compare]") {
+    const workplace here;
+    put(here / "tokenizer.json",
+        R"({"model": {"type": "BPE", "vocab": {"e": 0, "k": 1, "y": 2, "s": 3, "ke": 4, "ys": 5, "keys": 6},
+            "merges": ["k e", "y s", "ke ys"]},
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true}})");
+    const outcome refused = here.run({"--tokenizer", here / "tokenizer.json"});
+    CHECK(refused.status == 1); // no token for a blank
+    std::string text;
+    while (text.size() < 12'000) text += text.size() % 3 == 0 ? "keys" : "skye";
+    put(here / "words", text);
+    const outcome o = here.run(
+        {"--text", here / "words", "--tokenizer", here / "tokenizer.json", "--models", "dense,engram"});
+    CAPTURE(o.out, o.err);
+    if (o.err.find("without ICU") != o.err.npos) return;
+    REQUIRE(o.status == 0);
+    CHECK_THAT(o.out, contains_text("units of "));
+    const table found = table_of(o.out);
+    REQUIRE(found.size() == 2);
+    for (const auto& [model, cells] : found) CHECK(cells.at("streamed") == "same");
+    CHECK(std::stod(found.at("dense").at("bits/byte")) < 8); // of text of which a unit is several bytes
 }
 
 TEST_CASE("settings that cannot be compared are refused", "[examples][compare]") {
@@ -208,7 +238,7 @@ TEST_CASE("settings that cannot be compared are refused", "[examples][compare]")
     refused({"--size", "64x3"}, "even number of layers");
     refused({"--size", "60"}, "WIDTHxLAYERS");
     refused({"--models", "dense,sparse"}, "there is no model \"sparse\"");
-    refused({"--with", "moe,phd"}, "is not built");
+    refused({"--with", "mod,phd"}, "is not built");
     refused({"--resume"}, "--folder");
     refused({"--text", here / "absent"}, "no such file");
 }

@@ -120,6 +120,13 @@ inline vocabulary read_tokenizer(const file& source) {
     return {reader.in_order()};
 }
 
+// Whether it is UTF-8 without a replacement character; a token that ends within a character is not.
+inline bool is_whole_text(std::string_view text) {
+    bool whole = true;
+    detail::for_each_code_point(text, [&](UChar32 c) { whole = whole && c >= 0 && c != 0xFFFD; });
+    return whole;
+}
+
 // Compressed ids in the order in which their first token comes. A token that ends within a character, or
 // begins so, is known by its bytes.
 inline token_map compress(const vocabulary& v) {
@@ -127,9 +134,8 @@ inline token_map compress(const vocabulary& v) {
     std::unordered_map<std::string, std::int32_t> ids;
     for (const std::string& token : v.tokens) {
         const std::string text = detail::decoded_token(token);
-        bool whole = true;
-        detail::for_each_code_point(text, [&](UChar32 c) { whole = whole && c >= 0 && c != 0xFFFD; });
-        map.ids.push_back(ids.emplace(whole ? compression_key(text) : token, map.size).first->second);
+        const std::string key = is_whole_text(text) ? compression_key(text) : token;
+        map.ids.push_back(ids.emplace(key, map.size).first->second);
         map.size = static_cast<std::int32_t>(ids.size());
     }
     return map;

@@ -100,6 +100,12 @@ struct calls {};
 template <class Arch, class Kernel, class... Args>
 void compiled(const Kernel& kernel, Args... args);
 
+// Whether another file of the program holds the kernel of a call, so that this one need not compile it (in
+// CMake: sluice_compile_kernels). What specialises it comes before all that uses kernels, in every file of
+// the program.
+template <class Arch, class Call>
+inline constexpr bool compiled_elsewhere = false;
+
 // Which of its architectures a dynamic is; -1 until it is asked for.
 template <class Dynamic>
 inline std::atomic<int> choice = -1;
@@ -180,14 +186,17 @@ inline idx lanes(dynamic<Archs...> arch) {
     return with_arch(arch, [](auto which) { return lanes<T>(which); });
 }
 
-template <class Arch, class Kernel, class... Args>
-inline void invoke(Arch arch, const Kernel& kernel, Args&&... args) {
-    kernel(arch, std::forward<Args>(args)...);
-}
-
 // How arguments pass: objects by reference, all else by value.
 template <class Arg, class Value = std::decay_t<Arg>>
 using passed = std::conditional_t<std::is_class_v<Value>, const Value&, Value>;
+
+template <class Arch, class Kernel, class... Args>
+inline void invoke(Arch arch, const Kernel& kernel, Args&&... args) {
+    if constexpr (compiled_elsewhere<Arch, call<Kernel, passed<Args>...>>)
+        compiled<Arch, Kernel, passed<Args>...>(kernel, args...);
+    else
+        kernel(arch, std::forward<Args>(args)...);
+}
 
 template <class... Archs, class Kernel, class... Args>
 inline void invoke(dynamic<Archs...> arch, const Kernel& kernel, Args&&... args) {

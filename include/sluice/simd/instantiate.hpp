@@ -3,7 +3,7 @@
 //   template struct sluice::simd::compile<sluice::simd::native, my_calls>;
 // Such a file holds kernels and nothing else, for what it shared with other files would be compiled for one
 // processor and run on all. A function that a kernel calls has Arch among its template arguments or is
-// SLUICE_INLINE. cmake/dispatch.cpp does this for the kernels of the library.
+// SLUICE_INLINE. cmake/kernels.hpp lists those of the library.
 #pragma once
 
 #include "arch.hpp"

@@ -1,0 +1,1 @@
+// Precompiles what most tests include first; see tests/CMakeLists.txt.
