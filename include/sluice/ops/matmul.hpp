@@ -114,7 +114,7 @@ void matmul_gated(in<T> x, const gated_weights<W>& w, tensor_view<T> gate, tenso
     const auto second = detail::make_product<Arch>(rows, w.up, up, {.bias = w.up_bias});
     if (y.empty()) return;
     first.run(workspace, ex, [&](const auto& task, const auto& tools) {
-        second.multiply(task, {tools.a, tools.a_scratch, tools.b_scratch});
+        second.multiply(task, tools);
         detail::activate_block<Arch, T>(task, w.act, gate, up, y, w.form);
     });
 }

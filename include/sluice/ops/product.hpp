@@ -2,7 +2,7 @@
 //
 // A task is a block of rows and a block of columns. For every 256 steps of k it brings B's columns into
 // panels (where they are not packed already), copies the rows of A side by side, and multiplies; the sums
-// wait in C.
+// wait in C, or beside the panels where there are many rows of packed ones.
 #pragma once
 
 #include "../core/arena.hpp"
@@ -114,7 +114,7 @@ struct product {
     // What a worker multiplies with: A, or a copy of it, and memory.
     struct tools {
         product_rows<T> a;
-        T *a_scratch, *b_scratch;
+        T *a_scratch, *b_scratch, *sums;
     };
 
     // The time goes into reading B: a task reads one panel from end to end.
@@ -129,10 +129,21 @@ struct product {
                c.rows() * (k + gap) <= most_copied;
     }
     static constexpr idx most_copied = idx{1} << 17;
+    // Many rows of packed panels, of T: blocks of rows and columns whose sums stay in L2, side by side, until
+    // the last step of k. In C, whose rows lie a power of two apart as often as not, few of its sets would
+    // hold them all, and every step would read and write them from beyond.
+    bool tall() const { return b.panels && !widens && c.rows() > height(); }
+    static constexpr idx tall_panels = 8; // 512 KiB of B, beside 255 KiB of sums and 198 KiB of A
+    static idx tall_rows() { return 20 * tile_rows(); } // 28 were no faster
+    static constexpr idx sums_row = tall_panels * cols + gap;
+    static constexpr idx tall_depth = 2048 / static_cast<idx>(sizeof(T)); // a tile's rows of A: 24 KiB of L1
+    bool sums_wait() const { return tall() && k > tall_depth; }
+
     // Steps of k at a time: a panel of them is 32 KiB of floats. Few rows: packed panels in long runs, those
     // that are made in pieces that are multiplied while they are in L1.
     static constexpr idx deep = 256;
     idx depth() const {
+        if (tall()) return tall_depth;
         if (!few_rows() || few_rows_unpacked()) return deep;
         return b.panels && in_registers ? 4 * deep : deep / 2;
     }
@@ -141,6 +152,7 @@ struct product {
         // in a region of many products each changes place in memory often enough
         if (few_rows() && b.panels && grouped) return 8;
         if (few_rows() || few_tiles()) return 1;
+        if (tall()) return tall_panels;
         return panel_by_panel() ? ceil_div(c.cols(), cols) : width / cols;
     }
 
@@ -176,15 +188,18 @@ struct product {
         const idx even_share = ceil_div(panels, m > 4 * tile_rows() && !panel_by_panel() ? 1 : wanted);
         const idx task_panels = std::clamp<idx>(even_share, 1, most_panels());
         const idx n_tasks = ceil_div(panels, task_panels);
-        const idx rows = round_up(std::max<idx>(ceil_div(m, ceil_div(wanted, n_tasks)), 96), tile_rows());
+        const idx blocks = std::max(ceil_div(wanted, n_tasks), tall() ? ceil_div(m, tall_rows()) : 1);
+        const idx rows = round_up(std::max<idx>(ceil_div(m, blocks), 96), tile_rows());
         return {m, c.cols(), task_panels * cols, n_tasks, rows, ceil_div(m, rows)};
     }
     // Elements that a worker needs; fewer rows never take more than many.
-    idx scratch_size() const { return a_size() + b_size(); }
+    idx scratch_size() const { return a_size() + b_size() + sums_size(); }
     tools tools_of(const product_rows<T>& rows, T* scratch) const {
-        return {rows, scratch, scratch + a_size()};
+        return {rows, scratch, scratch + a_size(), scratch + a_size() + b_size()};
     }
-    idx a_size() const { return c.cols() <= cols ? 0 : std::min(height(), c.rows()) * (deep + gap); }
+    idx a_row() const { return (tall() ? tall_depth : deep) + gap; }
+    idx a_size() const { return c.cols() <= cols ? 0 : std::min(height(), c.rows()) * a_row(); }
+    idx sums_size() const { return sums_wait() ? std::min(tall_rows(), c.rows()) * sums_row : 0; }
     idx b_size() const {
         const idx panels = ceil_div(c.cols(), cols);
         return needs_panels(c.rows()) ? std::min(deep, k) * std::min(width, panels * cols) : 0;
@@ -247,6 +262,7 @@ struct product {
                                              .n = t.cols,
                                              .k = n_k};
             set_start(g, i, t.j, k0);
+            if (sums_wait()) wait_beside(g, with.sums + (i - t.i) * sums_row, k0);
             if (t.cols > cols && !few_rows()) copy_a(g, with.a_scratch);
             if constexpr (std::is_same_v<P, S>)
                 if (panel_by_panel()) g.next = few_tiles() || k0 + n_k < k ? panels + n_k * cols : panels;
@@ -287,6 +303,18 @@ struct product {
     }
 
     template <class P>
+    void wait_beside(kernels::gemm_block_args<T, P>& g, T* sums, idx k0) const {
+        if (k0 > 0) {
+            g.start = sums;
+            g.start_row = sums_row;
+        }
+        if (k0 + g.k < k) {
+            g.c = sums;
+            g.c_row = sums_row;
+        }
+    }
+
+    template <class P>
     void copy_a(kernels::gemm_block_args<T, P>& g, T* scratch) const {
         if (g.a_k == 1) {
             copy_rows(g, scratch);
@@ -299,8 +327,8 @@ struct product {
     // Rows a power of two apart would share cache sets.
     template <class Args>
     void copy_rows(Args& g, T* scratch) const {
-        for (idx i = 0; i < g.m; ++i) std::copy_n(g.a + i * g.a_row, g.k, scratch + i * (deep + gap));
-        g.a_row = deep + gap;
+        for (idx i = 0; i < g.m; ++i) std::copy_n(g.a + i * g.a_row, g.k, scratch + i * a_row());
+        g.a_row = a_row();
     }
 };
 

@@ -17,7 +17,7 @@ SLUICE_INLINE void swap_blocks(P& a, P& b, std::index_sequence<I...>) {
 template <idx D, class P>
 SLUICE_INLINE void transpose_blocks(P (&rows)[static_cast<std::size_t>(P::size)]) {
     if constexpr (D > 0) {
-        unrolled<P::size>([&](auto i) {
+        unrolled<P::size>([&](auto i) __attribute__((always_inline)) {
             if constexpr (i / D % 2 == 0)
                 swap_blocks<D>(rows[i], rows[i + D],
                                std::make_index_sequence<static_cast<std::size_t>(P::size)>{});
