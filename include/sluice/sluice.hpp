@@ -3,6 +3,7 @@
 
 #include "core/arena.hpp"
 #include "core/batch.hpp"
+#include "core/convert.hpp"
 #include "core/eigen.hpp"
 #include "core/error.hpp"
 #include "core/executor.hpp"
