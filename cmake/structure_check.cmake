@@ -22,7 +22,7 @@ set(may_include_io core io)
 set(may_include_parallel core parallel)
 set(may_include_reference core reference)
 # Name maps of published models fill the parameters of layers.
-set(may_include_layers_too io/checkpoints io/llama)
+set(may_include_layers_too io/checkpoints io/llama io/llama_file)
 
 # Which headers need companions. Keep the lists of exceptions short, each with its reason.
 set(needs_test core simd kernels ops train infer io parallel)

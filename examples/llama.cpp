@@ -1,6 +1,6 @@
 // Continues a text with a published model of the shape of LLaMA, or tells the model's perplexity on a file.
-// The model is a GGUF file, or a folder of config.json, tokenizer.json and safetensors. Speed is told on
-// stderr.
+// The model is a GGUF file, a folder of config.json, tokenizer.json and safetensors, or a file of quantise.
+// Speed is told on stderr.
 #include "support/interrupt.hpp"
 #include "support/llama_model.hpp"
 #include "support/tokens.hpp"
@@ -18,7 +18,7 @@ using sluice::idx;
 namespace io = sluice::io;
 
 struct options {
-    std::string model, prompt = "The water of a sluice", text, weights = "bf16";
+    std::string model, prompt = "The water of a sluice", text, weights;
     idx tokens = 200, window = 512;
     sluice::sampling_config sampling{.temperature = 0};
     std::uint64_t seed = 1;
@@ -28,7 +28,8 @@ struct options {
 
 void parse(CLI::App& app, options& o, int argc, char** argv) {
     app.add_option("model", o.model,
-                   "a GGUF file, or a folder of config.json, tokenizer.json and safetensors")
+                   "a GGUF file, a folder of config.json, tokenizer.json and safetensors, or a file of "
+                   "quantise")
         ->required();
     app.add_option("--prompt", o.prompt, "what the text begins with")->capture_default_str();
     app.add_flag("--control", o.control, "find control tokens such as <|im_start|> in the prompt");
@@ -40,9 +41,9 @@ void parse(CLI::App& app, options& o, int argc, char** argv) {
     app.add_option("--window", o.window, "tokens of the file that are seen together")
         ->check(CLI::Range(2, 1'000'000))
         ->capture_default_str();
-    app.add_option("--weights", o.weights, "what the blocks' matrices are kept in")
-        ->check(CLI::IsMember({"float", "bf16", "int8row", "int8", "int4", "int4min"}))
-        ->capture_default_str();
+    app.add_option("--weights", o.weights,
+                   "what the blocks' matrices are kept in; bf16, or what the file has")
+        ->check(CLI::IsMember(llama_storages));
     app.add_option("--temperature", o.sampling.temperature, "0: always the likeliest token")
         ->capture_default_str();
     app.add_option("--top-p", o.sampling.top_p, "draw from the likeliest tokens that together reach p")
@@ -53,6 +54,7 @@ void parse(CLI::App& app, options& o, int argc, char** argv) {
         ->capture_default_str();
     app.parse(argc, argv);
     sluice::check_sampling(o.sampling);
+    if (o.weights.empty()) o.weights = is_saved_llama(o.model) ? saved_storage(o.model) : "bf16";
 }
 
 void report(const char* what, idx tokens, double seconds) {
@@ -100,13 +102,9 @@ int main(int argc, char** argv) {
     try {
         options o;
         parse(app, o, argc, argv);
-        const auto with = [&](const auto& net, const io::tokenizer& words) { run(o, net, words); };
-        if (o.weights == "bf16") with_llama<sluice::bf16>(o.model, with);
-        if (o.weights == "float") with_llama<float>(o.model, with);
-        if (o.weights == "int8row") with_llama<sluice::int8_row>(o.model, with);
-        if (o.weights == "int8") with_llama<sluice::int8_block>(o.model, with);
-        if (o.weights == "int4") with_llama<sluice::int4_block>(o.model, with);
-        if (o.weights == "int4min") with_llama<sluice::int4_block_min>(o.model, with);
+        with_storage(o.weights, [&]<class S>(S) {
+            with_llama<S>(o.model, [&](const auto& net, const io::tokenizer& words) { run(o, net, words); });
+        });
     } catch (const CLI::CallForHelp& e) {
         return app.exit(e);
     } catch (const std::exception& e) {

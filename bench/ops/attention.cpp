@@ -173,37 +173,55 @@ void prefill(const std::string& name, idx n_tokens, idx window, when w = when::a
 
 // The cache that layers keep, filled with a prompt's keys and values.
 struct filled_cache {
-    explicit filled_cache(const data& d) : memory(bytes_of(d.k.rows())), state(bind(memory, d.k.rows())) {
+    filled_cache(const data& d, key_storage storage)
+        : memory(bytes_of(d.k.rows(), storage)), state(bind(memory, d.k.rows(), storage)) {
         std::array<idx, 1> none{};
         state.append(batch::one(d.k.rows()), d.k, d.v, none);
     }
-    static attention_state<float> bind(arena& a, idx n_keys) {
-        return attention_state<float>::bind(a, heads.n_kv_heads, heads.head_dim, 0, {.max_tokens = n_keys});
+    static attention_state<float> bind(arena& a, idx n_keys, key_storage storage) {
+        return attention_state<float>::bind(a, heads.n_kv_heads, heads.head_dim, 0, {.max_tokens = n_keys},
+                                            storage);
     }
-    static std::size_t bytes_of(idx n_keys) {
+    static std::size_t bytes_of(idx n_keys, key_storage storage) {
         arena counting;
-        (void)bind(counting, n_keys);
+        (void)bind(counting, n_keys, storage);
         return counting.bytes();
     }
     arena memory;
     attention_state<float> state;
 };
 
+// How a cache keeps numbers, and how far from the formula its results may be.
+struct cache_kind {
+    const char* name;
+    key_storage storage;
+    double bytes, tolerance; // of a number, with its part of a scale
+};
+constexpr cache_kind plain_cache{"f32", key_storage::plain, 4, 1e-5};
+constexpr cache_kind smaller_caches[] = {
+    {"bf16", key_storage::bf16, 2, 1e-2},
+    {"int8", key_storage::int8, 1 + 4.0 / static_cast<double>(heads.head_dim), 2e-2}};
+
 // One token after S - 1 others: bound by reading keys and values once.
-void decode(idx n_keys) {
-    row("attention/decode/f32/S:" + std::to_string(n_keys), [n_keys](contest& c) {
+void decode(idx n_keys, const cache_kind& kind) {
+    row("attention/decode/" + std::string(kind.name) + "/S:" + std::to_string(n_keys), [=](contest& c) {
         auto& d = c.hold<data>(1, n_keys, 0, std::vector<idx>{n_keys - 1});
-        auto& cache = c.hold<filled_cache>(d);
-        auto f = [&d, &cache](arena& workspace, executor_ref ex) {
-            attend(d.rows, heads, d.q, cached_keys<float>{&d.rows, &cache.state}, d.policy, d.y.view(), {},
-                   workspace, ex);
+        auto with = [&](key_storage storage, tensor_view<float> y) -> call {
+            auto& cache = c.hold<filled_cache>(d, storage);
+            auto f = [&d, &cache, y](arena& workspace, executor_ref ex) {
+                attend(d.rows, heads, d.q, cached_keys<float>{&d.rows, &cache.state}, d.policy, y, {},
+                       workspace, ex);
+            };
+            auto& workspace = c.hold<arena>(workspace_for(c.threads(), f));
+            return [&workspace, f, ex = c.executor()] { f(workspace, ex); };
         };
-        auto& workspace = c.hold<arena>(workspace_for(c.threads(), f));
-        c.bytes(4.0 * static_cast<double>(d.k.size() + d.v.size()), traffic::read);
+        c.bytes(kind.bytes * static_cast<double>(d.k.size() + d.v.size()), traffic::read);
         c.flops(flops_of(d.policy, 1));
-        c.ours([&workspace, f, ex = c.executor()] { f(workspace, ex); }, d.y);
+        c.ours(with(kind.storage, d.y), d.y);
         c.check(
-            "the formula", [&d] { return plain_error(d.policy, d.q, d.k, d.v, d.y); }, 1e-5);
+            "the formula", [&d] { return plain_error(d.policy, d.q, d.k, d.v, d.y); }, kind.tolerance);
+        if (kind.storage != key_storage::plain)
+            return c.against("f32", with(key_storage::plain, d.y_peer), d.y_peer, kind.tolerance);
         c.against("openblas", by_openblas(c, {d.policy, d.q, d.k, d.v, d.y_peer, 1}), d.y_peer);
         const attended peer = for_libtorch(d, false);
         c.against("libtorch", libtorch_attention(peer, c.threads(), torch_gqa::option), d.y_peer);
@@ -283,8 +301,9 @@ const declare rows([] {
     prefill("attention/sliding/f32/T:4096,W:16", 4096, 16);
     prefill("attention/sliding/f32/T:4096,W:128", 4096, 128);
     prefill("attention/sliding/f32/T:4096,W:1024", 4096, 1024, when::full);
-    decode(4096);
-    decode(32768);
+    decode(4096, plain_cache);
+    decode(32768, plain_cache);
+    for (const cache_kind& kind : smaller_caches) decode(32768, kind);
     backward(512);
 });
 

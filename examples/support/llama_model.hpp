@@ -1,8 +1,8 @@
-// A published model of the shape of LLaMA with its tokenizer, opened from a GGUF file or from a folder of
-// config.json, tokenizer.json and safetensors.
+// A published model of the shape of LLaMA with its tokenizer, opened from a GGUF file, from a folder of
+// config.json, tokenizer.json and safetensors, or from a file of the program quantise.
 #pragma once
 
-#include <sluice/io/llama.hpp>
+#include <sluice/io/llama_file.hpp>
 #include <sluice/io/safetensors_index.hpp>
 #include <sluice/io/tokenizer_json.hpp>
 #include <sluice/layers/moe.hpp>
@@ -85,35 +85,69 @@ typename llama_of_copies<S>::params_type copied(const typename llama_model<S>::p
     return p;
 }
 
-namespace detail {
-
-template <class S, class Source, class F>
-void with_llama_of(const Source& file, const io::llama_config& config, const io::tokenizer& words, F&& f) {
-    if (words.size() > config.embedding.vocabulary)
-        throw input_error(file.path() + ": has " + std::to_string(words.size()) + " tokens, but " +
-                          std::to_string(config.embedding.vocabulary) + " rows of the embedding");
-    using params = typename llama_model<S>::params_type;
-    arena counted;
-    (void)io::load_llama<params>(file, config, counted);
-    arena memory(counted.bytes());
-    f(llama_model<S>(config, io::load_llama<params>(file, config, memory)), words);
+// What the blocks' matrices can be kept in, by the names that programs have for it.
+inline const std::vector<std::string> llama_storages{"float", "bf16", "half",    "int8row",
+                                                     "int8",  "int4", "int4min", "f8"};
+// Calls f with a value of the storage's type.
+template <class F>
+void with_storage(const std::string& name, F&& f) {
+    if (name == "float") return f(float{});
+    if (name == "bf16") return f(bf16{});
+    if (name == "half") return f(half{});
+    if (name == "int8row") return f(int8_row{});
+    if (name == "int8") return f(int8_block{});
+    if (name == "int4") return f(int4_block{});
+    if (name == "int4min") return f(int4_block_min{});
+    if (name == "f8") return f(f8_block{});
+    throw input_error("there is no storage \"" + name + '"');
 }
 
-} // namespace detail
+inline bool is_saved_llama(const std::string& path) { return path.ends_with(".safetensors"); }
+// Of a file of quantise.
+inline std::string saved_storage(const std::string& path) {
+    return io::llama_storage_of(io::safetensors(io::map(path)));
+}
 
-// Calls f(model, tokenizer). Throws input_error where there is no such model.
-template <class S, class F>
-void with_llama(const std::string& path, F&& f) {
+// Calls f(tensors, config, tokenizer) for a published model. Throws input_error where there is none.
+template <class F>
+void open_llama(const std::string& path, F&& f) {
     namespace fs = std::filesystem;
+    const auto open = [&](const auto& file, const io::llama_config& config, const io::tokenizer& words) {
+        if (words.size() > config.embedding.vocabulary)
+            throw input_error(path + ": has " + std::to_string(words.size()) + " tokens, but " +
+                              std::to_string(config.embedding.vocabulary) + " rows of the embedding");
+        f(file, config, words);
+    };
+    if (is_saved_llama(path)) {
+        const io::safetensors file(io::map(path));
+        return open(file, io::llama_config_of(file), io::load_tokenizer(file));
+    }
     if (!fs::is_directory(path)) {
         const io::gguf file(io::read(path));
-        return detail::with_llama_of<S>(file, io::llama_config_of(file), io::gguf_tokenizer(file), f);
+        return open(file, io::llama_config_of(file), io::gguf_tokenizer(file));
     }
     const auto at = [&](const char* name) { return (fs::path(path) / name).string(); };
     const bool several = fs::exists(at("model.safetensors.index.json"));
     const auto tensors = io::map_tensors(at(several ? "model.safetensors.index.json" : "model.safetensors"));
-    detail::with_llama_of<S>(tensors, io::llama_config_of(io::json_values(io::read(at("config.json")))),
-                             io::json_tokenizer(io::read(at("tokenizer.json"))), f);
+    open(tensors, io::llama_config_of(io::json_values(io::read(at("config.json")))),
+         io::json_tokenizer(io::read(at("tokenizer.json"))));
+}
+
+// Calls f(model, tokenizer). Throws input_error where there is no such model.
+template <class S, class F>
+void with_llama(const std::string& path, F&& f) {
+    using params = typename llama_model<S>::params_type;
+    open_llama(path, [&](const auto& file, const io::llama_config& config, const io::tokenizer& words) {
+        const auto load = [&](arena& memory) {
+            if constexpr (std::is_same_v<decltype(file), const io::safetensors&>)
+                if (is_saved_llama(path)) return io::load_saved_llama<params>(file, config, memory);
+            return io::load_llama<params>(file, config, memory);
+        };
+        arena counted;
+        (void)load(counted);
+        arena memory(counted.bytes());
+        f(llama_model<S>(config, load(memory)), words);
+    });
 }
 
 } // namespace sluice::examples

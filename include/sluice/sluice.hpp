@@ -3,6 +3,7 @@
 
 #include "core/arena.hpp"
 #include "core/batch.hpp"
+#include "core/convert.hpp"
 #include "core/eigen.hpp"
 #include "core/error.hpp"
 #include "core/executor.hpp"
@@ -31,6 +32,7 @@
 #    include "io/json.hpp"
 #    include "io/json_values.hpp"
 #    include "io/llama.hpp"
+#    include "io/llama_file.hpp"
 #    include "io/moe_names.hpp"
 #    include "io/params.hpp"
 #    include "io/row_file.hpp"
@@ -38,6 +40,7 @@
 #    include "io/safetensors_index.hpp"
 #    include "io/safetensors_writer.hpp"
 #    include "io/tokenizer_json.hpp"
+#    include "io/tokenizer_tensors.hpp"
 #endif
 #include "kernels/activation.hpp"
 #include "kernels/adamw.hpp"

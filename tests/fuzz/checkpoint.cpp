@@ -1,10 +1,12 @@
 // Any bytes as a checkpoint of a model: its sizes are read from the metadata, and its weights bound. Then as
-// one of a stack of layers whose config is the last bytes of the input.
+// one of a stack of layers whose config is the last bytes of the input, and as a model of the shape of LLaMA
+// in one file.
 #include "support/toy_params.hpp"
 #include "target.hpp"
 
 #include "../../examples/support/byte_model.hpp"
 
+#include <sluice/io/llama_file.hpp>
 #include <sluice/io/params.hpp>
 
 namespace io = sluice::io;
@@ -34,6 +36,19 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         read_all(weights.view);
         const model net(config, weights.view);
         SLUICE_FUZZ_CHECK(net.vocabulary() == 256);
+    });
+    sluice::test::attempt([&] {
+        const io::safetensors file = io::from_memory(std::as_bytes(std::span(data, size)), "f");
+        sluice::test::attempt([&] {
+            const io::tokenizer words = io::load_tokenizer(file);
+            for (const auto& [left, right] : words.merges())
+                SLUICE_FUZZ_CHECK(left >= 0 && left < words.size() && right >= 0 && right < words.size());
+        });
+        using params = io::llama_params<sluice::packed<sluice::int4_block>>;
+        sluice::arena counted;
+        (void)io::load_saved_llama<params>(file, io::llama_config_of(file), counted);
+        sluice::arena memory(counted.bytes());
+        (void)io::load_saved_llama<params>(file, io::llama_config_of(file), memory);
     });
     sluice::test::attempt([&] {
         using params = sluice::stack_params<sluice::test::toy_params<const float>>;

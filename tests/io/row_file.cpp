@@ -5,12 +5,12 @@
 #    include "support/random_data.hpp"
 #    include "support/scratch_folder.hpp"
 
+#    include <sluice/core/convert.hpp>
 #    include <sluice/core/tensor.hpp>
 #    include <sluice/io/row_file.hpp>
 #    include <sluice/io/safetensors_writer.hpp>
 #    include <sluice/layers/engram.hpp>
 #    include <sluice/ops/table_ring.hpp>
-#    include <sluice/simd/convert.hpp>
 
 #    include <vector>
 

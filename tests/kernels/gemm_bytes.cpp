@@ -105,8 +105,8 @@ void check_shapes() {
         const auto bias = uniform_matrix<float>(1, n, 3);
         const auto starts = uniform_matrix<float>(m, n, 4);
         auto check = [&](const float* start, idx start_row) {
-            for (idx i = 0; i < m; ++i)
-                for (idx j = 0; j < n; ++j)
+            for (idx i = 0; i < starts.view().rows(); ++i)
+                for (idx j = 0; j < starts.view().cols(); ++j)
                     if (const float want = p.element(i, j, start == nullptr ? 0 : start[i * start_row + j]);
                         std::bit_cast<std::uint32_t>(p.c(i, j)) != std::bit_cast<std::uint32_t>(want))
                         FAIL(place_text(i, j) + bits_text(p.c(i, j)) + " is not " + bits_text(want));

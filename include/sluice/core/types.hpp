@@ -72,22 +72,6 @@ struct f8_e8m0 {
     friend constexpr bool operator==(f8_e8m0, f8_e8m0) = default;
 };
 
-// Exact: 1 sign, 4 exponent bits with bias 7, 3 fraction bits. No infinities; NaN where all seven are set
-// (Micikevicius et al., "FP8 formats for deep learning", 2022, table 1).
-SLUICE_INLINE constexpr float to_float(f8_e4m3 x) {
-    const std::uint32_t sign = std::uint32_t{x.bits & 0x80U} << 24, magnitude = x.bits & 0x7FU;
-    // no branches: compilers make registers of loops
-    const float small =
-        static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-9F; // subnormal, or zero
-    const std::uint32_t normal = (magnitude << 20) + (120U << 23);
-    const std::uint32_t number = magnitude >= 8 ? normal : std::bit_cast<std::uint32_t>(small);
-    return std::bit_cast<float>(sign | (magnitude == 0x7FU ? 0x7FC00000U : number));
-}
-SLUICE_INLINE constexpr float to_float(f8_e8m0 x) { // 2^-127 is subnormal
-    if (x.bits == 0) return 0x1p-127F;
-    return std::bit_cast<float>(x.bits == 255 ? 0x7FC00000U : std::uint32_t{x.bits} << 23);
-}
-
 template <class T>
 concept real = std::same_as<T, float> || std::same_as<T, double>;
 

@@ -4,6 +4,7 @@
 // in its lower half and number i + 16 in its upper. Other types are known by name and size only.
 #pragma once
 
+#include "../core/convert.hpp"
 #include "file.hpp"
 
 #include <array>
@@ -76,33 +77,20 @@ constexpr std::string_view gguf_name() {
 
 inline namespace SLUICE_ISA {
 
-namespace detail {
-
-// simd/ has the same for products; io does not see it.
-constexpr float widened(half x) {
-    const std::uint32_t sign = std::uint32_t{x.bits & 0x8000U} << 16, magnitude = x.bits & 0x7FFFU;
-    if (magnitude >= 0x7C00U) return std::bit_cast<float>(sign | 0x7F800000U | (magnitude & 0x3FFU) << 13);
-    if (magnitude >= 0x400U) return std::bit_cast<float>(sign | ((magnitude << 13) + (112U << 23)));
-    const float small = static_cast<float>(magnitude) * 0x1p-24F; // subnormal, or zero
-    return sign != 0 ? -small : small;
-}
-
-} // namespace detail
-
 // The 32 numbers of a block, as ggml defines them. Q8_0 and Q4_0 are exact; Q4_1 rounds once, at the sum.
 constexpr void dequantise(const q8_0& block, float* y) {
-    const float d = detail::widened(block.d);
+    const float d = to_float(block.d);
     for (std::size_t i = 0; i < 32; ++i) y[i] = static_cast<float>(block.qs[i]) * d;
 }
 constexpr void dequantise(const q4_0& block, float* y) {
-    const float d = detail::widened(block.d);
+    const float d = to_float(block.d);
     for (std::size_t i = 0; i < 16; ++i) {
         y[i] = static_cast<float>((block.qs[i] & 15) - 8) * d;
         y[i + 16] = static_cast<float>((block.qs[i] >> 4) - 8) * d;
     }
 }
 constexpr void dequantise(const q4_1& block, float* y) {
-    const float d = detail::widened(block.d), m = detail::widened(block.m);
+    const float d = to_float(block.d), m = to_float(block.m);
     for (std::size_t i = 0; i < 16; ++i) {
         y[i] = static_cast<float>(block.qs[i] & 15) * d + m;
         y[i + 16] = static_cast<float>(block.qs[i] >> 4) * d + m;
@@ -117,9 +105,9 @@ void read_block(const std::byte* from, float* y) {
     if constexpr (std::is_same_v<B, float>) {
         *y = std::bit_cast<float>(from_little<std::uint32_t>(from));
     } else if constexpr (std::is_same_v<B, bf16>) {
-        *y = std::bit_cast<float>(std::uint32_t{from_little<std::uint16_t>(from)} << 16);
+        *y = to_float(bf16{from_little<std::uint16_t>(from)});
     } else if constexpr (std::is_same_v<B, half>) {
-        *y = widened({from_little<std::uint16_t>(from)});
+        *y = to_float(half{from_little<std::uint16_t>(from)});
     } else {
         B block;
         block.d.bits = from_little<std::uint16_t>(from);

@@ -1,8 +1,9 @@
-// Models of the shape of LLaMA (Touvron et al., "LLaMA", 2023; SmolLM, Mistral and others): config and weights
-// of a language_model of transformer_blocks, from GGUF or from safetensors and config.json. Matrices are
-// converted, or taken over bit for bit where blocks are those of the storage: Q8_0 for packed<int8_block>,
-// Q4_0 for int4_block, Q4_1 for int4_block_min. GGUF files have rows of queries and keys in the order of
-// interleaved rotary pairs, as their config says. Not read: scaled rotary positions, biases, experts.
+// Models of the shape of LLaMA (Touvron et al., "LLaMA", 2023; SmolLM, Mistral and others): config and
+// weights of a language_model of transformer_blocks, from GGUF or from safetensors and config.json. Matrices
+// are converted, or taken over bit for bit where blocks are those of the storage: Q8_0 for
+// packed<int8_block>, Q4_0 for int4_block, Q4_1 for int4_block_min. GGUF files have rows of queries and keys
+// in the order of interleaved rotary pairs, as their config says. Not read: scaled rotary positions, biases,
+// experts.
 #pragma once
 
 #include "../layers/language_model.hpp"
@@ -114,29 +115,37 @@ inline std::string llama_problem(const safetensors& file, const std::string& nam
     return known ? "" : "must be of a floating-point type, is " + t.text();
 }
 
-// Throws unless the file has the tensors of P and no others: one left out would be wrong results, not an
-// error.
-template <class P, class Source>
-void check_llama(const Source& file, const llama_config& config) {
-    constexpr bool in_gguf = std::is_same_v<Source, gguf>;
+// Calls f with parameters that have shapes and no memory. Throws for a config that asks for more layers than
+// the file can hold.
+template <class P, class Source, class F>
+void with_llama_shapes(const Source& file, const llama_config& config, F&& f) {
     if (config.body.n_layers > static_cast<idx>(file.tensors().size()))
         fail(file.path(), "holds " + std::to_string(file.tensors().size()) + " tensors, too few for " +
                               std::to_string(config.body.n_layers) + " layers");
-    misfits found;
-    std::map<std::string, bool, std::less<>> used;
     arena counted;
     arena dry = arena::shapes(counted);
     (void)P::bind(dry, config);
     arena views(counted.bytes());
     arena shapes = arena::shapes(views);
-    const P params = P::bind(shapes, config);
-    each_param(
-        [&](const param_name& ours, role, const auto& t) {
-            const std::string name = llama_name(ours.str(), in_gguf);
-            found.report(name, llama_problem(file, name, t.rows(), t.cols()));
-            used[name] = true;
-        },
-        params);
+    f(P::bind(shapes, config));
+}
+
+// Throws unless the file has the tensors of P and no others: one left out would be wrong results, not an
+// error.
+template <class P, class Source>
+void check_llama(const Source& file, const llama_config& config) {
+    constexpr bool in_gguf = std::is_same_v<Source, gguf>;
+    misfits found;
+    std::map<std::string, bool, std::less<>> used;
+    with_llama_shapes<P>(file, config, [&](const P& params) {
+        each_param(
+            [&](const param_name& ours, role, const auto& t) {
+                const std::string name = llama_name(ours.str(), in_gguf);
+                found.report(name, llama_problem(file, name, t.rows(), t.cols()));
+                used[name] = true;
+            },
+            params);
+    });
     for (const auto& [name, t] : file.tensors())
         if (used.count(name) == 0 && !name.ends_with(".rotary_emb.inv_freq")) // what follows from the config
             found.report(name, "is " + t.text() + " and no part of such a model");
@@ -277,6 +286,13 @@ inline llama_config llama_config_of(const json_values& file) {
         file.real("rope_parameters.rope_theta", file.real("rope_theta", 10000));
     if (type == "mistral") c.body.layer.attention.window = file.integer("sliding_window", 0);
     return c;
+}
+
+// Rows [first, first + out.rows()) of the file's tensor for a parameter of the model, such as
+// "layers.3.attention.w_q", as floats. Throws input_error where there is no such tensor.
+template <class Source>
+void read_llama_rows(const Source& file, const std::string& ours, idx first, const tensor_view<float>& out) {
+    detail::llama_rows(file, detail::llama_name(ours, std::is_same_v<Source, gguf>), first, out);
 }
 
 // The weights, in memory of the caller; P is llama_params<W, V>, each float, bf16 or packed. Source is gguf

@@ -158,10 +158,20 @@ public:
     // What the token stands for: maybe a part of a character. `id` must be in the vocabulary.
     const std::string& bytes(token_id id) const { return bytes_[static_cast<std::size_t>(id)]; }
     token_kind kind(token_id id) const { return parts_.kinds[static_cast<std::size_t>(id)]; }
-    // By its string in the file.
+    // Its string in the file, and by it.
+    const std::string& token(token_id id) const { return parts_.tokens[static_cast<std::size_t>(id)]; }
     std::optional<token_id> find(const std::string& token) const {
         const auto at = ids_.find(token);
         return at == ids_.end() ? std::nullopt : std::optional(at->second);
+    }
+
+    // The first to merge first.
+    std::vector<std::pair<token_id, token_id>> merges() const {
+        std::vector<std::pair<token_id, token_id>> all(merges_.size());
+        for (const auto& [pair, m] : merges_)
+            all[static_cast<std::size_t>(m.rank)] = {static_cast<token_id>(pair >> 32),
+                                                     static_cast<token_id>(pair & 0xFFFFFFFFU)};
+        return all;
     }
 
     // The tokens of any bytes. User-defined tokens are always found in the text, the longest first, control

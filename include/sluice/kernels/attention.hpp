@@ -91,7 +91,7 @@ struct attention_rows {
     bool few() const { return n <= 16; }
 
     // Scores of rows [i, i + m) for `keys` of the tile; beside them, up to whole registers, anything.
-    void scores(idx i, idx m, key_range keys, const T* k) const {
+    void scores(idx i, idx m, key_range keys, const T* k, bool near) const {
         const idx columns = round_up(keys.hi - keys.lo, P::size),
                   first = std::min(keys.lo, key_tile - columns);
         row_product<Arch>(row_product_args<T>{.a = q + i * width,
@@ -104,7 +104,7 @@ struct attention_rows {
                                               .n = columns,
                                               .k = head_dim,
                                               .add = false,
-                                              .ask = i == 0 && few() ? columns : 0});
+                                              .ask = i == 0 && few() && !near ? columns : 0});
     }
 
     // Takes row i's scores of the keys it sees into its maximum and rescales what was summed before. Scores
@@ -164,7 +164,7 @@ struct attention_rows {
     }
 
     // o += p v for rows [i, i + m), whose weights are p, and `keys` of the tile.
-    void accumulate(idx i, const T* p, idx m, key_range keys, const T* v, idx v_row) const {
+    void accumulate(idx i, const T* p, idx m, key_range keys, const T* v, idx v_row, bool near) const {
         if (keys.lo >= keys.hi) return;
         row_product<Arch>(row_product_args<T>{.a = p + keys.lo,
                                               .a_row = key_tile,
@@ -176,7 +176,7 @@ struct attention_rows {
                                               .n = width,
                                               .k = keys.hi - keys.lo,
                                               .add = true,
-                                              .ask = i == 0 && few() ? width : 0});
+                                              .ask = i == 0 && few() && !near ? width : 0});
     }
 };
 
@@ -185,6 +185,7 @@ template <class T>
 struct attention_keys {
     const T *k, *v;
     idx v_row;
+    bool near = false; // in L1: nothing of it need be asked for
 };
 
 // Widens a tile of float keys that are kept smaller: `keys` of the values, of the keys all that share
@@ -195,12 +196,20 @@ void widen_tile(const attention_rows<Arch, float>& rows, const S* k, const S* v,
     using P = simd::pack<float, Arch>;
     constexpr bool scaled = std::is_same_v<S, std::int8_t>;
     const idx d = rows.head_dim, first = keys.lo / P::size * P::size, end = round_up(keys.hi, P::size);
-    for (idx e = 0; e < d; ++e)
+    // The next tile lies behind this one, but in other pages, which the hardware does not guess.
+    const auto ask_next = [d](const S* tile, idx row, idx elements) __attribute__((always_inline)) {
+        for (idx j = 0; j < elements; j += 64 / static_cast<idx>(sizeof(S)))
+            __builtin_prefetch(tile + key_tile * d + row * elements + j);
+    };
+    for (idx e = 0; e < d; ++e) {
+        ask_next(k, e, key_tile);
         for (idx j = first; j < end; j += P::size) {
             const P x = simd::widen<Arch>(k + e * key_tile + j);
             (scaled ? x * P::load(k_scales + j) : x).store(rows.k_tile + e * key_tile + j);
         }
+    }
     for (idx j = keys.lo; j < keys.hi; ++j) {
+        ask_next(v, j, d);
         const P scale(scaled ? v_scales[j] : 1.0F);
         float* const to = rows.v_tile + j * rows.width;
         idx e = 0;
@@ -230,7 +239,7 @@ attention_keys<T> take_tile(const attention_rows<Arch, T>& rows, const attention
             const bool scaled = small.k_scales != nullptr;
             widen_tile<Arch>(rows, k, v, scaled ? small.k_scales + scale : nullptr,
                              scaled ? small.v_scales + scale : nullptr, keys);
-            return attention_keys<T>{rows.k_tile, rows.v_tile, rows.width};
+            return attention_keys<T>{rows.k_tile, rows.v_tile, rows.width, true};
         };
         if (small.storage == key_storage::bf16) return widened(static_cast<const bf16*>(nullptr));
         if (small.storage == key_storage::int8) return widened(static_cast<const std::int8_t*>(nullptr));
@@ -318,7 +327,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
         }
         if (all.lo >= all.hi) continue;
         coming.ask(pace);
-        rows.scores(i, m, all, tile.k);
+        rows.scores(i, m, all, tile.k, tile.near);
         coming.ask(pace);
         const idx first = all.lo / lanes * lanes, end = round_up(all.hi, lanes);
         for (idx r = 0; r < m; ++r) {
@@ -333,11 +342,11 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
             finite =
                 all_finite<Arch>(tile.v + keys.lo * tile.v_row, tile.v_row, keys.hi - keys.lo, rows.width);
         if (alike || finite == 1) {
-            rows.accumulate(i, rows.s, m, all, tile.v, tile.v_row);
+            rows.accumulate(i, rows.s, m, all, tile.v, tile.v_row, tile.near);
             continue;
         }
         for (idx r = 0; r < m; ++r)
-            rows.accumulate(i + r, rows.s + r * key_tile, 1, seen[r], tile.v, tile.v_row);
+            rows.accumulate(i + r, rows.s + r * key_tile, 1, seen[r], tile.v, tile.v_row, tile.near);
     }
 }
 

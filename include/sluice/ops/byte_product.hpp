@@ -72,8 +72,8 @@ struct byte_product {
     static constexpr idx deep = 1024;
 
     static idx tile_rows() {
-        return simd::lanes<float>(Arch{}) == 16 ? kernels::byte_tile_rows<S>(simd::avx512{})
-                                                : kernels::byte_tile_rows<S>(simd::sse2{});
+        return simd::lanes<float>(Arch{}) == 16 ? kernels::byte_most_rows<S>(simd::avx512{})
+                                                : kernels::byte_most_rows<S>(simd::sse2{});
     }
     bool few_rows() const { return c.rows() <= tile_rows(); }
     idx scratch_size() const { return 0; }

@@ -1,9 +1,9 @@
 // Matrices into the storage types of packed ones, and back: pack_matrix, unpack_row.
 //
 // Quantised weights differ from what they were made of by at most half a step: of the largest in a row / 127
-// (int8_row) or in 32 columns of a row / 127 (int8_block), / 8 (int4_block), or of the range / 15
-// (int4_block_min); where scales are halves, their rounding adds 2^-11 of the weight. f8_block: 2^-4 of the
-// weight, or 2^-18 of the largest of 128 x 128.
+// (int8_row) or in 32 columns of a row / 127 (int8_block), / 8 (int4_block, a whole step for weights that are
+// nearly as large with the other sign), or of the range / 15 (int4_block_min); where scales are halves, their
+// rounding adds 2^-11 of the weight. f8_block: 2^-4 of the weight, or 2^-18 of the largest of 128 x 128.
 #pragma once
 
 #include "../core/params.hpp"
