@@ -42,7 +42,7 @@ set(limit_example 120)
 set(limit_files_in_folder 24)
 set(limit_conditionals_per_1000 5)
 # Programs people use, longer than what shows one layer.
-set(larger_example "^examples/(train_lm|compare)[.]cpp$")
+set(larger_example "^examples/compare[.]cpp$")
 
 set(top_level CMakeLists.txt README.md LICENSE include tests bench examples cmake)
 set(banned_words "^(fast|optimi[sz]ed|v2|utils?|helpers?|misc|manager)$")
