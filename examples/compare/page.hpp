@@ -67,6 +67,7 @@ public:
         std::string s = "<svg viewBox=\"0 0 640 400\" role=\"img\"><title>" + escaped(title_) + "</title>";
         axes(s);
         double label = top + 12;
+        const double apart = std::min(18.0, (bottom + 40 - label) / static_cast<double>(all.size()));
         for (std::size_t i = 0; i < all.size(); ++i) {
             if (all[i].points.empty()) continue;
             draw(s, all[i], colour(i));
@@ -75,7 +76,7 @@ public:
                  fixed(right + 22, 0) + "\" y1=\"" + fixed(label - 4, 0) + "\" y2=\"" + fixed(label - 4, 0) +
                  "\" stroke=\"" + colour(i) + "\" stroke-width=\"3\"" +
                  (all[i].dashed ? " stroke-dasharray=\"4 3\"" : "") + "/>";
-            label += 18;
+            label += apart;
         }
         return s + "</svg>";
     }
@@ -127,6 +128,9 @@ private:
         const auto& [x, y] = one.points.back();
         s += "<circle r=\"4\" fill=\"" + ink + "\" cx=\"" + fixed(px(x), 1) + "\" cy=\"" + fixed(py(y), 1) +
              "\"/>";
+        if (!lines_) // the name as well: colours of single points are hard to tell
+            s += "<text font-size=\"10\" x=\"" + fixed(px(x) + 7, 1) + "\" y=\"" + fixed(py(y) + 4, 1) +
+                 "\">" + escaped(one.name) + "</text>";
     }
 
     std::string title_, x_, y_;
