@@ -138,12 +138,24 @@ private:
     double step_x_ = 1, last_x_ = 1, first_y_ = 0, last_y_ = 1, step_y_ = 1;
 };
 
+// What a picture shows: all models, or no variants of one, whose names have a colon.
+enum class shown { all, main };
+
+inline std::vector<seed_summary> shown_of(const std::vector<outcome_of_run>& runs, shown which) {
+    auto all = by_model(runs);
+    std::erase_if(all, [&](const seed_summary& s) {
+        return which == shown::main && s.first->who.name.find(':') != std::string::npos;
+    });
+    return all;
+}
+
 // Curves of the first seed of each model; the first tenth, where all fall from 8 bits, would flatten the
 // rest.
 inline std::vector<series> curves(const std::vector<outcome_of_run>& runs,
-                                  const std::function<double(const outcome_of_run&, const curve_point&)>& x) {
+                                  const std::function<double(const outcome_of_run&, const curve_point&)>& x,
+                                  shown which = shown::all) {
     std::vector<series> all;
-    for (const auto& s : by_model(runs)) {
+    for (const auto& s : shown_of(runs, which)) {
         series one{s.first->who.name, !s.first->who.control_of.empty(), {}};
         for (const auto& p : s.first->curve)
             if (10 * p.step >= s.first->who.steps) one.points.push_back({x(*s.first, p), p.bits});
@@ -159,15 +171,16 @@ inline void write_file(const std::string& option, const std::string& path, const
     if (!out) throw std::runtime_error(option + ": " + path + " cannot be written");
 }
 
-inline std::string loss_against_computation(const std::vector<outcome_of_run>& runs) {
+inline std::string loss_against_computation(const std::vector<outcome_of_run>& runs, shown which) {
+    auto flops = [](const outcome_of_run& r, const curve_point& p) {
+        return r.costs.step_flops * static_cast<double>(p.step);
+    };
     return chart("Loss against computation", "training FLOPs", "held-out bits per byte", true)
-        .svg(curves(runs, [](const auto& r, const auto& p) {
-            return r.costs.step_flops * static_cast<double>(p.step);
-        }));
+        .svg(curves(runs, flops, which));
 }
-inline std::string quality_against_decoding(const std::vector<outcome_of_run>& runs) {
+inline std::string quality_against_decoding(const std::vector<outcome_of_run>& runs, shown which) {
     std::vector<series> speeds;
-    for (const auto& s : by_model(runs))
+    for (const auto& s : shown_of(runs, which))
         speeds.push_back(
             {s.first->who.name, !s.first->who.control_of.empty(), {{s.first->speeds.decode, s.mean}}});
     return chart("Quality against decoding", "tokens decoded in a second", "held-out bits per byte", false)
@@ -184,7 +197,8 @@ inline void write_picture(const std::string& path, const std::vector<outcome_of_
         "system-ui,sans-serif}.grid{stroke:#ddd}</style><rect width=\"1300\" height=\"400\" "
         "fill=\"#fff\"/>";
     double x = 0;
-    for (const auto& svg : {detail::loss_against_computation(runs), detail::quality_against_decoding(runs)}) {
+    for (const auto& svg : {detail::loss_against_computation(runs, detail::shown::main),
+                            detail::quality_against_decoding(runs, detail::shown::main)}) {
         all += "<svg x=\"" + detail::fixed(x, 0) + "\" width=\"640\" height=\"400\"" + svg.substr(4);
         x += 650;
     }
@@ -211,7 +225,7 @@ font:12px system-ui,sans-serif}.grid{stroke:#ddd}pre{white-space:pre-wrap;backgr
         detail::fixed(seed_noise(all), 3) +
         " bits per byte apart, so smaller differences say nothing. Dashed: controls. Points on the way of a "
         "curve are not results, as the learning rate is still high there.</p><div class=\"charts\">";
-    page += detail::loss_against_computation(runs);
+    page += detail::loss_against_computation(runs, detail::shown::all);
     page +=
         detail::chart("Loss against time", "seconds of training, one thread", "held-out bits per byte", true)
             .svg(detail::curves(runs, [](const auto&, const auto& p) { return p.seconds; }));
@@ -219,7 +233,7 @@ font:12px system-ui,sans-serif}.grid{stroke:#ddd}pre{white-space:pre-wrap;backgr
                 .svg(detail::curves(runs, [](const auto& r, const auto& p) {
                     return static_cast<double>(p.step * r.who.size.sequences * r.who.size.context);
                 }));
-    page += detail::quality_against_decoding(runs);
+    page += detail::quality_against_decoding(runs, detail::shown::all);
     page += "</div><h2>Figures</h2><table><tr>";
     for (const auto& name : column_names()) page += "<th>" + escaped(name) + "</th>";
     page += "</tr>";
