@@ -236,7 +236,7 @@ public:
                                 [&](idx e, const auto& task, const auto& with) {
                                     in<T> factor;
                                     if (gated) {
-                                        up(e).multiply(task, {with.a, with.a_scratch, with.b_scratch});
+                                        up(e).multiply(task, with);
                                         factor = rows_of(offsets, e, kept.up);
                                     }
                                     detail::activate_block<Arch, T>(task, config_.act(), inner(e).c, factor,
