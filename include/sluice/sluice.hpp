@@ -46,6 +46,7 @@
 #include "kernels/adamw.hpp"
 #include "kernels/attention.hpp"
 #include "kernels/attention_backward.hpp"
+#include "kernels/attention_keys.hpp"
 #include "kernels/attention_product.hpp"
 #include "kernels/attention_tile.hpp"
 #include "kernels/elementwise.hpp"

@@ -8,8 +8,8 @@
 #pragma once
 
 #include "../simd/math.hpp"
+#include "attention_keys.hpp"
 #include "attention_product.hpp"
-#include "attention_tile.hpp"
 
 #include <array>
 #include <utility>
@@ -68,9 +68,8 @@ struct attention_rows {
     T* largest;             // running maximum
     T* totals;              // n registers: running sum of weights, lane by lane
     T* s;                   // step x key_tile: scores, then weights
-    T* k_tile;              // head_dim x key_tile
-    T* v_tile;              // key_tile x width
-    T* bias;                // of the keys of a tile
+    tile_scratch<T> tile;
+    T* bias; // of the keys of a tile
 
     attention_rows(idx rows, idx d, T* scratch) : n(rows), head_dim(d), width(whole_registers<T, Arch>(d)) {
         auto next = [&scratch](idx elements) { return std::exchange(scratch, scratch + elements); };
@@ -78,8 +77,7 @@ struct attention_rows {
         o = next(n * width);
         totals = next(n * P::size);
         s = next(step * key_tile);
-        k_tile = next(d * key_tile);
-        v_tile = next(key_tile * width);
+        tile = {next(d * key_tile), next(key_tile * width), d, width, n > step};
         bias = next(key_tile);
         largest = next(n); // last: all others are whole registers
         std::fill_n(o, n * width, T(0));
@@ -179,89 +177,6 @@ struct attention_rows {
                                               .ask = i == 0 && few() && !near ? width : 0});
     }
 };
-
-// A tile of keys of one head: k transposed, v with rows of whole registers.
-template <class T>
-struct attention_keys {
-    const T *k, *v;
-    idx v_row;
-    bool near = false; // in L1: nothing of it need be asked for
-};
-
-// Widens a tile of float keys that are kept smaller: `keys` of the values, of the keys all that share
-// registers with those.
-template <class Arch, class S>
-void widen_tile(const attention_rows<Arch, float>& rows, const S* k, const S* v, const float* k_scales,
-                const float* v_scales, key_range keys) {
-    using P = simd::pack<float, Arch>;
-    constexpr bool scaled = std::is_same_v<S, std::int8_t>;
-    const idx d = rows.head_dim, first = keys.lo / P::size * P::size, end = round_up(keys.hi, P::size);
-    // The next tile lies behind this one, but in other pages, which the hardware does not guess.
-    const auto ask_next = [d](const S* tile, idx row, idx elements) __attribute__((always_inline)) {
-        for (idx j = 0; j < elements; j += 64 / static_cast<idx>(sizeof(S)))
-            __builtin_prefetch(tile + key_tile * d + row * elements + j);
-    };
-    for (idx e = 0; e < d; ++e) {
-        ask_next(k, e, key_tile);
-        for (idx j = first; j < end; j += P::size) {
-            const P x = simd::widen<Arch>(k + e * key_tile + j);
-            (scaled ? x * P::load(k_scales + j) : x).store(rows.k_tile + e * key_tile + j);
-        }
-    }
-    for (idx j = keys.lo; j < keys.hi; ++j) {
-        ask_next(v, j, d);
-        const P scale(scaled ? v_scales[j] : 1.0F);
-        float* const to = rows.v_tile + j * rows.width;
-        idx e = 0;
-        for (; e + P::size <= d; e += P::size) {
-            const P x = simd::widen<Arch>(v + j * d + e);
-            (scaled ? x * scale : x).store(to + e);
-        }
-        if (e == d) continue;
-        S rest[static_cast<std::size_t>(P::size)] = {};
-        std::copy_n(v + j * d + e, d - e, rest);
-        const P x = simd::widen<Arch>(rest);
-        (scaled ? x * scale : x).store(to + e);
-    }
-}
-
-// Of the tile at row `at` of a source what a block sees of it, `keys`.
-template <class Arch, class T>
-attention_keys<T> take_tile(const attention_rows<Arch, T>& rows, const attention_source<T>& source, idx head,
-                            idx at, key_range keys) {
-    using P = simd::pack<T, Arch>;
-    const idx d = rows.head_dim;
-    if constexpr (std::is_same_v<T, float>) {
-        const small_keys& small = source.small;
-        const idx from = at * d + head, scale = at + head / d;
-        auto widened = [&]<class S>(const S*) {
-            const auto *k = static_cast<const S*>(small.k) + from, *v = static_cast<const S*>(small.v) + from;
-            const bool scaled = small.k_scales != nullptr;
-            widen_tile<Arch>(rows, k, v, scaled ? small.k_scales + scale : nullptr,
-                             scaled ? small.v_scales + scale : nullptr, keys);
-            return attention_keys<T>{rows.k_tile, rows.v_tile, rows.width, true};
-        };
-        if (small.storage == key_storage::bf16) return widened(static_cast<const bf16*>(nullptr));
-        if (small.storage == key_storage::int8) return widened(static_cast<const std::int8_t*>(nullptr));
-    }
-    attention_keys<T> tile{source.k + at * source.k_row + head, source.v + at * source.v_row + head,
-                           source.v_row};
-    if (source.layout == key_layout::rows) {
-        transpose_rows<Arch>(tile.k, source.k_row, keys, d, rows.k_tile, key_tile);
-        tile.k = rows.k_tile;
-    }
-    // rows far apart fall into few sets of L1 and would come from L2 again and again
-    if (d != rows.width || (source.v_row != d && rows.n > rows.step)) {
-        for (idx j = keys.lo; j < keys.hi; ++j)
-            simd::for_each_pack<P>(d, [&](idx e, idx n) {
-                const T* const from = tile.v + j * source.v_row + e;
-                P::load_partial(from, n).store(rows.v_tile + j * rows.width + e);
-            });
-        tile.v = rows.v_tile;
-        tile.v_row = rows.width;
-    }
-    return tile;
-}
 
 // Rows that will be needed soon and lie too far apart for the hardware to guess.
 template <class T>
@@ -379,7 +294,7 @@ void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sou
                 coming.k = {from.k + row * from.k_row + at, from.k_row, n, d};
                 coming.v = {from.v + row * from.v_row + at, from.v_row, n, d};
             }
-            const auto here = take_tile(rows, from, head, from.row(tile), keys);
+            const auto here = take_tile<Arch>(rows.tile, from, head, from.row(tile), keys);
             attention_over_tile(rows, here, keys, *g.policy, {g.sequence, source, tile, keys.hi}, g.first_row,
                                 g.group, coming);
             coming.k.template ask<0>(key_tile);
