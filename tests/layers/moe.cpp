@@ -252,6 +252,25 @@ TEST_CASE("a token's bits are the same alone and in a batch") {
     }
 }
 
+TEST_CASE("packed experts of more rows and inputs than one pass over their weights give the same bits") {
+    const moe_config c{.d_model = 600, .router = {.n_experts = 2, .top_k = 2}, .expert = {.d_ff = 40}};
+    sluice::owned_params<sluice::moe_params<float>> p(c);
+    std::uint64_t key = 0;
+    each_param([&](const sluice::param_name&, sluice::role, auto& t) { fill_uniform(t, ++key, -0.1, 0.1); },
+               p.view);
+    arena memory(std::size_t{4} << 20);
+    const auto packs = sluice::pack_params<sluice::moe_params<sluice::packed<float>>>(p.view, c, memory);
+    const sluice::moe<float> plain(c, p.view);
+    const sluice::moe<float, sluice::packed<float>> layer(c, packs);
+    constexpr idx n = 300; // all of them go to both
+    const auto x = uniform_matrix<float>(n, 600, 3);
+    padded<float> y(n, 600), want(n, 600);
+    arena workspace(layer.bytes({.max_rows = n}).workspace), room(plain.bytes({.max_rows = n}).workspace);
+    layer.forward(batch::one(n), x.view(), y, nullptr, workspace);
+    plain.forward(batch::one(n), x.view(), want, nullptr, room);
+    CHECK(different_bits(y.view(), want.view()) == "");
+}
+
 TEST_CASE("what does not fit is named") {
     const moe_config good{.d_model = 4,
                           .router = {.n_experts = 4, .top_k = 2, .weights = {.norm = weight_norm::sum}},
