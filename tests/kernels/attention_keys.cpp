@@ -64,11 +64,10 @@ TEMPLATE_TEST_CASE("attention kernels: a tile is taken from rows of several head
                 source.k_row = k.view().row_stride(), source.v_row = v.view().row_stride();
                 place<Arch, T> here{.d = d, .many_rows = many_rows};
                 const auto tile = take_tile<Arch>(here.scratch(), source, head, first, keys);
-                const auto in = [&](padded<T>& m) {
-                    return [&m, first, head](idx j, idx e) { return m.view()(first + j, head + e); };
-                };
+                const auto of_k = [&](idx j, idx e) { return k.view()(first + j, head + e); };
+                const auto of_v = [&](idx j, idx e) { return v.view()(first + j, head + e); };
                 CAPTURE(d, many_rows, keys.lo, keys.hi);
-                CHECK(differences(tile, keys, d, in(k), in(v)) == 0);
+                CHECK(differences(tile, keys, d, of_k, of_v) == 0);
                 CHECK((tile.k == here.k.data() && !tile.near));
                 // values stay where they are unless rows of part registers or many rows are to be read
                 CHECK((tile.v == here.v.data()) == (d != here.width || many_rows));
