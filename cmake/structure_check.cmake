@@ -221,6 +221,10 @@ function(check_header file)
         if(line MATCHES "[^a-z_]a[.]take<.*([^a-z_]c[.][a-z_.]+ [*] | [*] c[.])")
             violation(${file} ${number} "a product of a config's values may wrap round; use size_product.")
         endif()
+        # clang gives such a variable an address in every file that includes it, and they do not link.
+        if(line MATCHES "^constexpr [a-z_:]+ [A-Za-z_0-9]+<")
+            violation(${file} ${number} "a specialised variable has to be inline.")
+        endif()
         # In the library's own names the word xsimd appears in comments only.
         if(line MATCHES "xsimd::|namespace[^;]*xsimd")
             check_xsimd_use(${file} "${folder}" ${number} "${line}")

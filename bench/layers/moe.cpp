@@ -255,7 +255,7 @@ struct dense {
 template <class W>
 constexpr double bytes_of_weight = sizeof(W);
 template <quantised W> // codes, and a half scale for 32 of them
-constexpr double bytes_of_weight<W> = panel_format<W>::bits / 8.0 + 1.0 / 16;
+inline constexpr double bytes_of_weight<W> = panel_format<W>::bits / 8.0 + 1.0 / 16;
 template <class W>
 constexpr expert_storage peer_storage = std::is_same_v<W, float>        ? expert_storage::f32
                                         : std::is_same_v<W, bf16>       ? expert_storage::bf16

@@ -73,6 +73,7 @@ set(in include/sluice)
 # Layering
 plant("a product of a config's values" ${in}/layers/linear.hpp "p.w = a.take<W>(c.n_heads * c.head_dim, c.d);\n")
 plant("a product of a config's values" ${in}/layers/linear.hpp "p.w = a.take<W>(c.d, 3 * c.d);\n")
+plant("a specialised variable has to be inline" ${in}/core/shape.hpp "template <>\nconstexpr bool flat<int> = true;\n")
 plant("core/ may include only" ${in}/core/shape.hpp "#include \"sluice/simd/pack.hpp\"\n")
 plant("simd/ may include only" ${in}/simd/pack.hpp "#include <sluice/kernels/dot.hpp>\n")
 plant("kernels/ may include only" ${in}/kernels/dot.hpp "  #  include <sluice/ops/matmul.hpp>\n")

@@ -21,9 +21,9 @@ struct compute<packed<S>> {
 template <class W>
 constexpr bool is_packed = false;
 template <class S>
-constexpr bool is_packed<packed<S>> = true;
+inline constexpr bool is_packed<packed<S>> = true;
 template <class S>
-constexpr bool is_packed<const packed<S>> = true;
+inline constexpr bool is_packed<const packed<S>> = true;
 
 // Columns of a panel: 128 bytes of what is computed with, two registers of the widest kind.
 template <class T>

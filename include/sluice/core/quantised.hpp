@@ -65,9 +65,9 @@ struct panel_format<in_float<S>> : panel_format<S> {};
 template <class S>
 constexpr bool is_f8 = false;
 template <>
-constexpr bool is_f8<f8_block> = true;
+inline constexpr bool is_f8<f8_block> = true;
 template <>
-constexpr bool is_f8<in_float<f8_block>> = true;
+inline constexpr bool is_f8<in_float<f8_block>> = true;
 
 // Kept as codes and scales.
 template <class S>
@@ -78,15 +78,15 @@ concept quantised = requires {
 template <class S>
 constexpr bool multiplies_bytes = false;
 template <quantised S>
-constexpr bool multiplies_bytes<S> = true;
+inline constexpr bool multiplies_bytes<S> = true;
 template <class S>
-constexpr bool multiplies_bytes<in_float<S>> = false;
+inline constexpr bool multiplies_bytes<in_float<S>> = false;
 template <>
-constexpr bool multiplies_bytes<f8_block> = false;
+inline constexpr bool multiplies_bytes<f8_block> = false;
 template <class S>
-constexpr bool multiplies_bytes<packed<S>> = multiplies_bytes<S>;
+inline constexpr bool multiplies_bytes<packed<S>> = multiplies_bytes<S>;
 template <class S>
-constexpr bool multiplies_bytes<const packed<S>> = multiplies_bytes<S>;
+inline constexpr bool multiplies_bytes<const packed<S>> = multiplies_bytes<S>;
 
 template <quantised S>
 struct compute<S> {
