@@ -3,10 +3,7 @@
 #include "compare/budget.hpp"
 #include "compare/page.hpp"
 #include "compare/table.hpp"
-
-#include <CLI/CLI.hpp>
-
-#include <cstdio>
+#include "support/program.hpp"
 
 namespace {
 
@@ -151,26 +148,20 @@ void add_options(CLI::App& app, options& o) {
         ->check(CLI::Range(0, 100'000'000));
     app.add_option("--report", o.report, "a page of the results (HTML)")->take_last();
     app.add_option("--picture", o.picture, "its two main charts (SVG)")->take_last();
-}
-
-} // namespace
-
-int main(int argc, char** argv) {
-    options o;
-    CLI::App app("Compares techniques for efficient transformers on a text, at a budget.");
-    add_options(app, o);
-    CLI11_PARSE(app, argc, argv);
-    try {
+    app.callback([&] {
         if (o.study) widen(app, o);
         const auto given = o.who.size;
         o.who.size = size_from(o.size);
         o.who.size.context = given.context, o.who.size.sequences = given.sequences;
         if (o.race.resume && o.race.folder.empty())
             throw std::runtime_error("--resume: needs the --folder where the runs are kept");
-        run(o);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "compare: %s\n", e.what());
-        return 1;
-    }
-    return 0;
+    });
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    return run_program<options>("compare",
+                                "Compares techniques for efficient transformers on a text, at a budget.",
+                                argc, argv, add_options, run);
 }

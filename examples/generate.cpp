@@ -2,13 +2,10 @@
 // from the cache and printed. Ctrl-C ends the text. Speed is told on stderr.
 #include "support/byte_model.hpp"
 #include "support/bytes.hpp"
-#include "support/interrupt.hpp"
+#include "support/program.hpp"
+#include "support/stream.hpp"
 
 #include <sluice/sluice.hpp>
-
-#include <CLI/CLI.hpp>
-
-#include <cstdio>
 
 namespace {
 
@@ -24,7 +21,7 @@ struct options {
     bool map = false;
 };
 
-void parse(CLI::App& app, options& o, int argc, char** argv) {
+void add_options(CLI::App& app, options& o) {
     app.add_option("checkpoint", o.checkpoint, "a file of train_lm, or an index of several (.json)")
         ->capture_default_str();
     app.add_option("--prompt", o.prompt, "what the text begins with")->capture_default_str();
@@ -42,18 +39,12 @@ void parse(CLI::App& app, options& o, int argc, char** argv) {
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
     app.add_flag("--map", o.map, "map the file instead of reading it");
-    app.parse(argc, argv);
-    if (o.prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
-    sluice::check_sampling(o.sampling);
-}
-
-void report(const char* what, idx bytes, double seconds) {
-    std::fprintf(stderr, "%s: %td tokens, %.0f tokens/s\n", what, bytes,
-                 seconds > 0 ? static_cast<double>(bytes) / seconds : 0.0);
 }
 
 void run(const options& o) {
     namespace io = sluice::io;
+    if (o.prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
+    sluice::check_sampling(o.sampling);
     auto file = o.map ? io::map_tensors(o.checkpoint) : io::read_tensors(o.checkpoint);
     file.prefetch();
     file.copy_misaligned();
@@ -72,34 +63,18 @@ void run(const options& o) {
                                     weights.view.norm};
     const model net(config, packed);
 
-    sluice::thread_pool pool(
-        o.threads > 0 ? o.threads : static_cast<idx>(std::max(1U, std::thread::hardware_concurrency())));
-    const interrupt_guard guard;
-    bool written = std::fwrite(o.prompt.data(), 1, o.prompt.size(), stdout) == o.prompt.size();
-    const auto put = [&](std::uint8_t byte) {
-        written = written && std::putchar(byte) != EOF && std::fflush(stdout) == 0;
-        return written && !interrupted();
-    };
-    const writing done = write_text(net, o.prompt, o.bytes, o.sampling, o.seed, pool, put);
-    if (!written || std::putchar('\n') == EOF || std::fflush(stdout) != 0)
-        throw std::runtime_error("the text cannot be written");
-    report("prefill", done.read, done.read_seconds);
-    report("decode", done.decoded, done.decode_seconds);
+    sluice::thread_pool pool(o.threads > 0 ? o.threads : sluice::thread_pool::default_workers());
+    stream_text(o.prompt, [&](const auto& put) {
+        return write_text(net, o.prompt, o.bytes, o.sampling, o.seed, pool, [&](std::uint8_t byte) {
+            const char c = static_cast<char>(byte);
+            return put({&c, 1});
+        });
+    });
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app("Continues a prompt with a model that train_lm trained.");
-    try {
-        options o;
-        parse(app, o, argc, argv);
-        run(o);
-    } catch (const CLI::CallForHelp& e) {
-        return app.exit(e);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "generate: %s\n", e.what());
-        return 2;
-    }
-    return 0;
+    return run_program<options>("generate", "Continues a prompt with a model that train_lm trained.", argc,
+                                argv, add_options, run);
 }

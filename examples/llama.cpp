@@ -1,15 +1,11 @@
 // Continues a text with a published model of the shape of LLaMA, or tells the model's perplexity on a file.
 // The model is a GGUF file, a folder of config.json, tokenizer.json and safetensors, or a file of quantise.
 // Speed is told on stderr.
-#include "support/interrupt.hpp"
 #include "support/llama_model.hpp"
-#include "support/tokens.hpp"
+#include "support/program.hpp"
+#include "support/stream.hpp"
 
 #include <sluice/sluice.hpp>
-
-#include <CLI/CLI.hpp>
-
-#include <cstdio>
 
 namespace {
 
@@ -26,7 +22,7 @@ struct options {
     bool control = false;
 };
 
-void parse(CLI::App& app, options& o, int argc, char** argv) {
+void add_options(CLI::App& app, options& o) {
     app.add_option("model", o.model,
                    "a GGUF file, a folder of config.json, tokenizer.json and safetensors, or a file of "
                    "quantise")
@@ -52,20 +48,11 @@ void parse(CLI::App& app, options& o, int argc, char** argv) {
     app.add_option("--threads", o.threads, "0: all processors; the text does not depend on it")
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
-    app.parse(argc, argv);
-    sluice::check_sampling(o.sampling);
-    if (o.weights.empty()) o.weights = is_saved_llama(o.model) ? saved_storage(o.model) : "bf16";
-}
-
-void report(const char* what, idx tokens, double seconds) {
-    std::fprintf(stderr, "%s: %td tokens, %.1f tokens/s\n", what, tokens,
-                 seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0);
 }
 
 template <class Model>
-void run(const options& o, const Model& net, const io::tokenizer& words) {
-    sluice::thread_pool pool(
-        o.threads > 0 ? o.threads : static_cast<idx>(std::max(1U, std::thread::hardware_concurrency())));
+void run_model(const options& o, const Model& net, const io::tokenizer& words) {
+    sluice::thread_pool pool(o.threads > 0 ? o.threads : sluice::thread_pool::default_workers());
     const auto tokens_of = [&](std::string_view text) {
         auto ids = words.encode(text, {o.control ? io::control_tokens::found : io::control_tokens::as_text});
         if (words.adds_bos() && words.bos()) ids.insert(ids.begin(), *words.bos());
@@ -77,39 +64,29 @@ void run(const options& o, const Model& net, const io::tokenizer& words) {
         double result = 0;
         const double seconds = seconds_of([&] { result = perplexity(net, ids, o.window, pool); });
         std::printf("perplexity %.4f over %zu tokens, %td together\n", result, ids.size(), o.window);
-        return report("prefill", static_cast<idx>(ids.size()), seconds);
+        return report_speed("prefill", static_cast<idx>(ids.size()), seconds);
     }
-    const interrupt_guard guard;
-    bool written = std::fwrite(o.prompt.data(), 1, o.prompt.size(), stdout) == o.prompt.size();
-    const auto put = [&](sluice::token_id next, const auto&) {
-        if (next == words.eos()) return false;
-        const std::string& bytes = words.bytes(next);
-        written = written && std::fwrite(bytes.data(), 1, bytes.size(), stdout) == bytes.size() &&
-                  std::fflush(stdout) == 0;
-        return written && !interrupted();
-    };
-    const writing done = write_tokens(net, tokens_of(o.prompt), o.tokens, o.sampling, o.seed, pool, put);
-    if (!written || std::putchar('\n') == EOF || std::fflush(stdout) != 0)
-        throw std::runtime_error("the text cannot be written");
-    report("prefill", done.read, done.read_seconds);
-    report("decode", done.decoded, done.decode_seconds);
+    stream_text(o.prompt, [&](const auto& put) {
+        return write_tokens(net, tokens_of(o.prompt), o.tokens, o.sampling, o.seed, pool,
+                            [&](sluice::token_id next, const auto&) {
+                                return next != words.eos() && put(words.bytes(next));
+                            });
+    });
+}
+
+void run(options& o) {
+    sluice::check_sampling(o.sampling);
+    if (o.weights.empty()) o.weights = is_saved_llama(o.model) ? saved_storage(o.model) : "bf16";
+    with_storage(o.weights, [&]<class S>(S) {
+        with_llama<S>(o.model,
+                      [&](const auto& net, const io::tokenizer& words) { run_model(o, net, words); });
+    });
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app("Continues a text with a published model, or tells the model's perplexity.");
-    try {
-        options o;
-        parse(app, o, argc, argv);
-        with_storage(o.weights, [&]<class S>(S) {
-            with_llama<S>(o.model, [&](const auto& net, const io::tokenizer& words) { run(o, net, words); });
-        });
-    } catch (const CLI::CallForHelp& e) {
-        return app.exit(e);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "llama: %s\n", e.what());
-        return 2;
-    }
-    return 0;
+    return run_program<options>("llama",
+                                "Continues a text with a published model, or tells the model's perplexity.",
+                                argc, argv, add_options, run);
 }

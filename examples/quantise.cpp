@@ -3,8 +3,7 @@
 // that the program llama runs. Tells the size before and after, and for each kind of matrix the error: the
 // largest in parts of the kind's largest weight, the mean in parts of the mean weight.
 #include "support/llama_model.hpp"
-
-#include <CLI/CLI.hpp>
+#include "support/program.hpp"
 
 #include <cmath>
 #include <cstdio>
@@ -90,28 +89,26 @@ void convert(const options& o) {
     });
 }
 
+void add_options(CLI::App& app, options& o) {
+    app.add_option("model", o.model,
+                   "a GGUF file, or a folder of config.json, tokenizer.json and safetensors")
+        ->required();
+    app.add_option("out", o.out, "what is written; ends in .safetensors")->required();
+    app.add_option("--weights", o.weights, "what the blocks' matrices are kept in")
+        ->check(CLI::IsMember(llama_storages))
+        ->capture_default_str();
+}
+
+void run(const options& o) {
+    if (!is_saved_llama(o.out)) throw sluice::input_error(o.out + ": must end in .safetensors");
+    if (is_saved_llama(o.model)) throw sluice::input_error(o.model + ": was rounded once already");
+    with_storage(o.weights, [&]<class S>(S) { convert<S>(o); });
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app("Keeps a published model in fewer bits, in a file that the program llama runs.");
-    try {
-        options o;
-        app.add_option("model", o.model,
-                       "a GGUF file, or a folder of config.json, tokenizer.json and safetensors")
-            ->required();
-        app.add_option("out", o.out, "what is written; ends in .safetensors")->required();
-        app.add_option("--weights", o.weights, "what the blocks' matrices are kept in")
-            ->check(CLI::IsMember(llama_storages))
-            ->capture_default_str();
-        app.parse(argc, argv);
-        if (!is_saved_llama(o.out)) throw sluice::input_error(o.out + ": must end in .safetensors");
-        if (is_saved_llama(o.model)) throw sluice::input_error(o.model + ": was rounded once already");
-        with_storage(o.weights, [&]<class S>(S) { convert<S>(o); });
-    } catch (const CLI::CallForHelp& e) {
-        return app.exit(e);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "quantise: %s\n", e.what());
-        return 2;
-    }
-    return 0;
+    return run_program<options>(
+        "quantise", "Keeps a published model in fewer bits, in a file that the program llama runs.", argc,
+        argv, add_options, run);
 }

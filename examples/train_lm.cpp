@@ -3,12 +3,11 @@
 #include "support/byte_trainer.hpp"
 #include "support/interrupt.hpp"
 #include "support/ngram.hpp"
+#include "support/program.hpp"
 #include "support/progress.hpp"
 #include "support/tokens.hpp"
 
 #include <sluice/sluice.hpp>
-
-#include <CLI/CLI.hpp>
 
 #include <cstdio>
 
@@ -59,6 +58,7 @@ idx train(const options& o, const corpus& text, byte_trainer& t, idx done) {
 }
 
 void run(const options& o) {
+    if (o.prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
     const byte_run& r = o.run;
     const corpus text = o.text.empty() ? load_folder(SLUICE_DEFAULT_TEXT_DIR) : load_corpus(o.text);
     std::printf("text: %zu files, %zu bytes to learn, %zu held out (%zu files whole)\n", text.n_files,
@@ -121,15 +121,6 @@ void add_options(CLI::App& app, options& o) {
 } // namespace
 
 int main(int argc, char** argv) {
-    options o;
-    CLI::App app("Trains a small byte-level transformer on text and writes some.");
-    add_options(app, o);
-    CLI11_PARSE(app, argc, argv);
-    try {
-        if (o.prompt.empty()) throw std::runtime_error("--prompt: must not be empty");
-        run(o);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "train_lm: %s\n", e.what());
-        return 1;
-    }
+    return run_program<options>("train_lm", "Trains a small byte-level transformer on text and writes some.",
+                                argc, argv, add_options, run);
 }

@@ -3,11 +3,10 @@
 // From there they can be trained. The weights are views of the dense model's. Ends with an error where a
 // model differs.
 #include "support/llama_model.hpp"
+#include "support/program.hpp"
 
 #include <sluice/core/tensor.hpp>
 #include <sluice/parallel/thread_pool.hpp>
-
-#include <CLI/CLI.hpp>
 
 #include <cmath>
 #include <cstdio>
@@ -46,11 +45,10 @@ double distance(const tensor<float>& a, const tensor<float>& b) {
     return static_cast<double>(most) / static_cast<double>(size);
 }
 
-bool run(const options& o) {
+void run(const options& o) {
     using storage = sluice::bf16;
-    bool right = true;
     with_llama<storage>(o.model, [&](const auto& dense, const io::tokenizer& words) {
-        sluice::thread_pool pool(static_cast<idx>(std::max(1U, std::thread::hardware_concurrency())));
+        sluice::thread_pool pool;
         const auto ids = words.encode(o.prompt);
         const auto want = logits_of(dense, ids, pool);
 
@@ -76,37 +74,29 @@ bool run(const options& o) {
                      other = distance(want, logits_of(two, ids, pool));
         std::printf("1 copy of each token: logits differ by %.1e; untrained, 2 copies by %.1e\n", same,
                     other);
-        right = off < 1e-4 && same == 0;
+        if (off > 1e-4 || same != 0) throw std::runtime_error("a model does not start as the dense one");
     });
-    return right;
+}
+
+void add_options(CLI::App& app, options& o) {
+    app.add_option("model", o.model,
+                   "a GGUF file, or a folder of config.json, tokenizer.json and safetensors")
+        ->required();
+    app.add_option("--prompt", o.prompt, "what the models are compared on")->capture_default_str();
+    app.add_option("--experts", o.experts, "for each feed-forward")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_option("--top-k", o.top_k, "experts of a token")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_option("--seed", o.seed, "of the routers")->check(CLI::NonNegativeNumber)->capture_default_str();
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app("Makes a dense model into a mixture of experts and into one with copies of tokens, and "
-                 "compares them.");
-    try {
-        options o;
-        app.add_option("model", o.model,
-                       "a GGUF file, or a folder of config.json, tokenizer.json and safetensors")
-            ->required();
-        app.add_option("--prompt", o.prompt, "what the models are compared on")->capture_default_str();
-        app.add_option("--experts", o.experts, "for each feed-forward")
-            ->check(CLI::Range(1, 1024))
-            ->capture_default_str();
-        app.add_option("--top-k", o.top_k, "experts of a token")
-            ->check(CLI::Range(1, 1024))
-            ->capture_default_str();
-        app.add_option("--seed", o.seed, "of the routers")
-            ->check(CLI::NonNegativeNumber)
-            ->capture_default_str();
-        app.parse(argc, argv);
-        return run(o) ? 0 : 1;
-    } catch (const CLI::CallForHelp& e) {
-        return app.exit(e);
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "upcycle: %s\n", e.what());
-        return 2;
-    }
+    return run_program<options>("upcycle",
+                                "Makes a dense model into a mixture of experts and into one with copies of "
+                                "tokens, and compares them.",
+                                argc, argv, add_options, run);
 }

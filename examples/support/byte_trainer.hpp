@@ -15,7 +15,6 @@
 #include <sluice/train/schedule.hpp>
 
 #include <charconv>
-#include <thread>
 
 namespace sluice::examples {
 
@@ -43,7 +42,7 @@ public:
           means_(config_),
           squares_(config_),
           net_(config_, weights_.view),
-          pool_(threads > 0 ? threads : static_cast<idx>(std::max(1U, std::thread::hardware_concurrency()))),
+          pool_(threads > 0 ? threads : thread_pool::default_workers()),
           need_(net_.bytes(
               {.max_rows = std::max(run.sequences, idx{8}) * run.context, .workers = pool_.concurrency()})),
           workspace_(need_.workspace),

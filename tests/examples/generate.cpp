@@ -80,7 +80,7 @@ TEST_CASE("a text begins with the prompt and has the length asked for", "[exampl
     CHECK(o.out.size() == 4 + 50 + 1);
     CHECK(o.out.back() == '\n');
     CHECK(std::regex_match(
-        o.err, std::regex("prefill: 4 tokens, [0-9]+ tokens/s\ndecode: 49 tokens, [0-9]+ tokens/s\n")));
+        o.err, std::regex("prefill: 4 tokens, [0-9.]+ tokens/s\ndecode: 49 tokens, [0-9.]+ tokens/s\n")));
     CHECK(here.text({"--bytes", "1"}).size() == 10 + 1 + 1);
 }
 

