@@ -47,6 +47,8 @@ struct model_speeds { // tokens in a second
 struct judged_text {
     std::span<const token_id> units;
     std::span<const std::uint16_t> bytes; // of every unit in the vocabulary
+
+    double bytes_of(std::size_t i) const { return bytes[static_cast<std::size_t>(units[i])]; }
 };
 
 class candidate {
@@ -60,6 +62,8 @@ public:
     virtual double step(const windows& text, std::uint64_t seed, idx number, double rate) = 0;
     // Bits per byte by rules that see no later unit; `most` as in held_out_bits.
     virtual double bits(const judged_text& text, idx most) = 0;
+    // The same by the rule of training, where that chooses by later units as well; NaN for all others.
+    virtual double bits_looking_ahead(const judged_text& text, idx most) = 0;
     // ln p of every id but the first. piece 0: all at once; else through the state, so many ids a call.
     virtual std::vector<double> log_likelihoods(std::span<const token_id> ids, idx piece) = 0;
     virtual model_costs costs() = 0;

@@ -7,6 +7,7 @@ namespace {
 
 template <class Block>
 struct depths_of {
+    static constexpr bool looks_ahead = true; // in training, which tokens a block takes
     using body = stack<chain<Block, mixture_of_depths<Block>>>;
     static typename body::config_type config(const model_size& s, const purpose& why) {
         const auto one = block_of<Block>(s, s.d_model);
@@ -16,6 +17,7 @@ struct depths_of {
 using depths = depths_of<transformer_block<float>>;
 
 struct depths_with_memory {
+    static constexpr bool looks_ahead = true;
     using body = chain<residual<engram<float>>, depths::body>;
     static body::config_type config(const model_size& s, const purpose& why) {
         return {memory_of(s), depths::config(s, why)};

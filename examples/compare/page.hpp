@@ -78,6 +78,7 @@ public:
                  (all[i].dashed ? " stroke-dasharray=\"4 3\"" : "") + "/>";
             label += apart;
         }
+        if (!lines_) names(s, all);
         return s + "</svg>";
     }
 
@@ -128,9 +129,43 @@ private:
         const auto& [x, y] = one.points.back();
         s += "<circle r=\"4\" fill=\"" + ink + "\" cx=\"" + fixed(px(x), 1) + "\" cy=\"" + fixed(py(y), 1) +
              "\"/>";
-        if (!lines_) // the name as well: colours of single points are hard to tell
-            s += "<text font-size=\"10\" x=\"" + fixed(px(x) + 7, 1) + "\" y=\"" + fixed(py(y) + 4, 1) +
+    }
+
+    struct box {
+        double left, top, right, bottom;
+        bool meets(const box& other) const {
+            return left < other.right && other.left < right && top < other.bottom && other.top < bottom;
+        }
+    };
+    // Names beside single points, whose colours are hard to tell, where they cover neither a point nor
+    // another name; a line leads to those that had to go farther.
+    void names(std::string& s, const std::vector<series>& all) const {
+        std::vector<box> taken;
+        for (const auto& one : all) {
+            const double x = px(one.points.back().first), y = py(one.points.back().second);
+            taken.push_back({x - 5, y - 5, x + 5, y + 5});
+        }
+        for (const auto& one : all) {
+            const double x = px(one.points.back().first), y = py(one.points.back().second),
+                         wide = 5.4 * static_cast<double>(one.name.size());
+            const auto free = [&](const box& b) {
+                return b.left >= left && b.right <= right + 5 && b.top >= top && b.bottom <= bottom &&
+                       std::none_of(taken.begin(), taken.end(), [&](const box& o) { return b.meets(o); });
+            };
+            box at{x + 7, y - 5, x + 7 + wide, y + 6};
+            for (int far = 0; far < 20 && !free(at); ++far)
+                for (const double side : {x + 7, x - 7 - wide, x - wide / 2})
+                    for (const double up : {-6.0 * far, 6.0 * far})
+                        if (const box b{side, y - 5 + up, side + wide, y + 6 + up}; !free(at) && free(b))
+                            at = b;
+            taken.push_back(at);
+            const double middle = (at.top + at.bottom) / 2, end = at.left > x ? at.left : at.right;
+            if (std::abs(middle - y) > 12)
+                s += "<line class=\"grid\" x1=\"" + fixed(x, 1) + "\" y1=\"" + fixed(y, 1) + "\" x2=\"" +
+                     fixed(end, 1) + "\" y2=\"" + fixed(middle, 1) + "\"/>";
+            s += "<text font-size=\"10\" x=\"" + fixed(at.left, 1) + "\" y=\"" + fixed(at.bottom - 2, 1) +
                  "\">" + escaped(one.name) + "</text>";
+        }
     }
 
     std::string title_, x_, y_;

@@ -32,7 +32,7 @@ struct outcome_of_run {
     idx done = 0;
     double seconds = 0; // of training alone
     std::vector<curve_point> curve;
-    double bits = std::nan(""), stream_difference = 0;
+    double bits = std::nan(""), bits_looking_ahead = std::nan(""), stream_difference = 0;
     double peak = 0; // multiplications and additions a second that the thread can do
     model_costs costs{};
     model_speeds speeds{};
@@ -179,6 +179,7 @@ inline void train(const race_options& o, const unit_text& text, outcome_of_run& 
 // What is known of a model once it is trained: by rules that see no later byte, at once and from the state.
 inline void judge(const race_options& o, const unit_text& text, outcome_of_run& r) {
     r.bits = r.model->bits(text.judged(), o.judged);
+    r.bits_looking_ahead = r.model->bits_looking_ahead(text.judged(), o.judged);
     const std::size_t n = std::min(static_cast<std::size_t>(r.who.size.context), text.held_out.size());
     for (std::size_t k = 0; k < 4; ++k) {
         const std::size_t at = k * (text.held_out.size() - n) / 4;

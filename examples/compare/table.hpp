@@ -13,6 +13,7 @@ inline constexpr double usual_noise = 0.03;
 struct seed_summary {
     const outcome_of_run* first = nullptr;
     double mean = 0, deviation = 0;
+    double looking_ahead = 0; // how far from the mean by the rule of training; 0: there is no other rule
     idx seeds = 0;
 };
 
@@ -21,12 +22,14 @@ inline std::vector<seed_summary> by_model(const std::vector<outcome_of_run>& run
     for (const auto& r : runs) {
         auto at = std::find_if(all.begin(), all.end(),
                                [&](const seed_summary& s) { return s.first->who.name == r.who.name; });
-        if (at == all.end()) at = all.insert(all.end(), {&r, 0, 0, 0});
+        if (at == all.end()) at = all.insert(all.end(), {&r, 0, 0, 0, 0});
         at->mean += r.bits;
+        if (!std::isnan(r.bits_looking_ahead)) at->looking_ahead += r.bits_looking_ahead - r.bits;
         at->seeds += 1;
     }
     for (seed_summary& s : all) {
         s.mean /= static_cast<double>(s.seeds);
+        s.looking_ahead /= static_cast<double>(s.seeds);
         for (const auto& r : runs)
             if (r.who.name == s.first->who.name) s.deviation += (r.bits - s.mean) * (r.bits - s.mean);
         s.deviation = s.seeds > 1 ? std::sqrt(s.deviation / static_cast<double>(s.seeds - 1)) : 0;
@@ -137,6 +140,14 @@ inline std::vector<std::string> findings(const std::vector<outcome_of_run>& runs
         if (!s.first->who.control_of.empty())
             if (const auto* const of = find(s.first->who.control_of)) compare(*of, s);
         const std::string& name = s.first->who.name;
+        if (s.looking_ahead != 0) {
+            char text[160];
+            std::snprintf(text, sizeof text,
+                          "%s by its top-k, which sees later text: %+.4f bits per byte from its predictor, "
+                          "which does not",
+                          name.c_str(), s.looking_ahead);
+            result.push_back(text);
+        }
         if (const auto plus = name.find('+'); plus != name.npos)
             for (const auto& part : {name.substr(0, plus), name.substr(plus + 1)})
                 if (const auto* const alone = find(part)) compare(s, *alone);

@@ -101,6 +101,8 @@ TEST_CASE("all models are judged by what they would say byte by byte", "[example
         CHECK((bits > 1 && bits < 9));
         CHECK(o.out.find(model + " ") < o.out.find("\nmodel "));
     }
+    CHECK_THAT(o.out, contains_text("\nmod by its top-k, which sees later text: "));
+    CHECK(o.out.find("random by its top-k") == o.out.npos);
     CHECK(found.at("phd").at("parameters") == found.at("dense").at("parameters"));
     CHECK(found.at("phd").at("KV bytes") == found.at("dense").at("KV bytes"));
     for (const char* name : {"phd", "mod", "dlcm"})
@@ -195,6 +197,10 @@ TEST_CASE("the page holds every model and nothing from elsewhere", "[examples][c
     const std::string page = get(here / "page.html");
     CHECK_THAT(page, contains_text("<!DOCTYPE html>"));
     CHECK_THAT(page, contains_text("engram against dense"));
+    std::size_t names = 0; // beside points
+    for (auto at = page.find("font-size=\"10\""); at != page.npos; at = page.find("font-size=\"10\"", at + 1))
+        ++names;
+    CHECK(names == 2);
     std::size_t charts = 0;
     for (auto at = page.find("<svg"); at != page.npos; at = page.find("<svg", at + 1)) ++charts;
     CHECK(charts == 4);
