@@ -147,7 +147,7 @@ private:
         }
         for (const auto& one : all) {
             const double x = px(one.points.back().first), y = py(one.points.back().second),
-                         wide = 5.4 * static_cast<double>(one.name.size());
+                         wide = 5.9 * static_cast<double>(one.name.size());
             const auto free = [&](const box& b) {
                 return b.left >= left && b.right <= right + 5 && b.top >= top && b.bottom <= bottom &&
                        std::none_of(taken.begin(), taken.end(), [&](const box& o) { return b.meets(o); });
