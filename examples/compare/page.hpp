@@ -163,7 +163,9 @@ private:
             if (std::abs(middle - y) > 12)
                 s += "<line class=\"grid\" x1=\"" + fixed(x, 1) + "\" y1=\"" + fixed(y, 1) + "\" x2=\"" +
                      fixed(end, 1) + "\" y2=\"" + fixed(middle, 1) + "\"/>";
-            s += "<text font-size=\"10\" x=\"" + fixed(at.left, 1) + "\" y=\"" + fixed(at.bottom - 2, 1) +
+            const bool before = at.right < x;
+            s += std::string("<text font-size=\"10\" text-anchor=\"") + (before ? "end" : "start") +
+                 "\" x=\"" + fixed(before ? at.right : at.left, 1) + "\" y=\"" + fixed(at.bottom - 2, 1) +
                  "\">" + escaped(one.name) + "</text>";
         }
     }
