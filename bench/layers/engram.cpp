@@ -117,7 +117,7 @@ float read_rows(const W* table, const float* scale, float* y, idx ahead, std::sp
     constexpr idx row_bytes = lookup_width * static_cast<idx>(sizeof(W));
     constexpr idx step = P::size * static_cast<idx>(sizeof(float));
     const auto n = static_cast<idx>(rows.size());
-    P sums[4];
+    P sums[4] = {};
     float scales = 0;
     for (idx i = 0; i < n; ++i) {
         const idx later = rows[static_cast<std::size_t>(std::min(i + ahead, n - 1))];

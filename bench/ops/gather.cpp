@@ -48,7 +48,7 @@ void copy_rows(const data& d, std::span<const std::int32_t> rows, idx begin, idx
 void read_rows(const data& d, std::span<const std::int32_t> rows, idx begin, idx end) {
     using P = simd::pack<float, simd::native>;
     const idx width = d.y.cols(), ahead = std::max<idx>(1, 4096 / width);
-    P sum[4];
+    P sum[4] = {};
     for (idx i = begin; i < end; ++i) {
         const float* row = d.table.row(rows[static_cast<std::size_t>(i)]);
         const float* later = d.table.row(rows[static_cast<std::size_t>(std::min(i + ahead, end - 1))]);

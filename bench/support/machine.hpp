@@ -159,7 +159,7 @@ private:
 
     static void read(const float* a, idx n) {
         constexpr int chains = 8;
-        P sum[std::size_t{chains}];
+        P sum[std::size_t{chains}] = {};
         for (idx i = 0; i < n; i += chains * P::size)
 #pragma GCC unroll 8
             for (int c = 0; c < chains; ++c) sum[c] = sum[c] + P::load(a + i + c * P::size);

@@ -68,7 +68,7 @@ void add_scaled::operator()(Arch, const T* a, T s, T* y, idx n) const {
 template <class Arch, class T>
 void dot::operator()(Arch, const T* a, const T* b, idx n, T* out) const {
     using P = simd::pack<T, Arch>;
-    P total;
+    P total{};
     simd::for_each_pack<P>(
         n, [&](idx j, idx k) { total = fma(P::load_partial(a + j, k), P::load_partial(b + j, k), total); });
     *out = total.sum();

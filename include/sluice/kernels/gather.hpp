@@ -76,7 +76,7 @@ SLUICE_INLINE void sum_short_rows(const T* x, idx x_row, const std::int32_t* row
     for (idx i = 0; i < std::min(ahead, all); ++i) prefetch_row(x + rows[i] * x_row, bytes);
     idx i = 0;
     for (idx o = 0; o < outputs; ++o, y += y_row) {
-        P sums[std::size_t{R}];
+        P sums[std::size_t{R}] = {};
         for (const idx end = i + n; i < end; ++i) {
             const T *from = x + rows[i] * x_row, *later = x + rows[std::min(i + ahead, all - 1)] * x_row;
             prefetch_row(later, bytes);
@@ -104,7 +104,7 @@ void gather_sum::operator()(Arch, const T* x, idx x_row, const std::int32_t* row
     for (idx o = 0; o < outputs; ++o, rows += n, y += y_row)
         for (idx j0 = 0; j0 < width; j0 += strip) {
             const idx columns = std::min(strip, width - j0);
-            P sums[8];
+            P sums[8] = {};
             for (idx i = 0; i < n; ++i) {
                 const T* from = x + rows[i] * x_row + j0;
                 const T* later = x + rows[std::min(i + ahead, n - 1)] * x_row + j0;
@@ -134,7 +134,7 @@ void gather_weighted::operator()(Arch, const T* x, idx x_row, const std::int32_t
     constexpr idx strip = 8 * P::size; // columns whose sums stay in registers
     for (idx j0 = 0; j0 < width; j0 += strip) {
         const idx columns = std::min(strip, width - j0);
-        P sums[8];
+        P sums[8] = {};
         for (idx i = 0; i < n; ++i) {
             if (rows[i] < 0) continue;
             const T* const from = x + rows[i] * x_row + j0;

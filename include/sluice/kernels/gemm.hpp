@@ -103,7 +103,7 @@ template <class Arch, int Rows, bool Full, bool Spread, class T, class S>
 SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, idx i0,
                               gemm_columns<Arch, T> at, idx offset, const coming_panel<S>& coming) {
     using P = simd::pack<T, Arch>;
-    P low[std::size_t{Rows}], high[std::size_t{Rows}];
+    P low[std::size_t{Rows}] = {}, high[std::size_t{Rows}] = {};
     T* const c = g.c + i0 * g.c_row;
     const idx c_row = g.c_row, a_k = g.a_k, a_row = g.a_row, steps = g.k, panel_row = g.panel_row;
     if (g.start != nullptr) {

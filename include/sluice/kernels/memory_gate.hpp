@@ -155,7 +155,7 @@ void memory_gate::operator()(Arch, const memory_gate_args<T>& a) const {
 // sum over j of taps[j] source(j), elements [i, i + k).
 template <class P, class T>
 SLUICE_INLINE P convolved(const tap_sources<T>& conv, idx i, idx k) {
-    P z;
+    P z{};
     for (idx j = 0; j < conv.n; ++j)
         if (conv.sources[j] != nullptr)
             z = fma(P::load_partial(conv.taps + j * conv.row + i, k), P::load_partial(conv.sources[j] + i, k),
@@ -238,7 +238,7 @@ void weighted_products::operator()(Arch, const T* factor, idx factor_step, const
                                    idx b_row, idx rows, idx n, T* out) const {
     using P = simd::pack<T, Arch>;
     simd::for_each_pack<P>(n, [&](idx j, idx k) {
-        P total;
+        P total{};
         for (idx i = 0; i < rows; ++i) {
             P x = P::load_partial(a + i * a_row + j, k);
             if (factor != nullptr) x = x * P(factor[i * factor_step]);

@@ -32,10 +32,10 @@ void quantise_row::operator()(Arch, const float* x, byte_row_layout at, int zero
     using P = simd::pack<float, Arch>;
     auto* const codes = reinterpret_cast<std::int8_t*>(out);
     std::fill(codes + at.cols, codes + at.scales(), std::int8_t{0});
-    P finite; // stays zero unless something is not
+    P finite{}; // stays zero unless something is not
     for (idx g = 0, first = 0; first < at.cols; ++g, first += at.group) {
         const idx n = std::min(at.group, at.cols - first);
-        P largest, sums;
+        P largest{}, sums{};
         simd::for_each_pack<P>(
             n, [&](idx i, idx inside) __attribute__((always_inline)) {
                 const P v = P::load_partial(x + first + i, inside);

@@ -142,7 +142,7 @@ void softmax_columns_dx::operator()(Arch, const T* y, idx y_row, const T* dy, id
                                     idx rows, idx n) const {
     using P = simd::pack<T, Arch>;
     simd::for_each_pack<P>(n, [&](idx j, idx k) {
-        P shift;
+        P shift{};
         for (idx i = 0; i < rows; ++i)
             shift =
                 fma(P::load_partial(y + i * y_row + j, k), P::load_partial(dy + i * dy_row + j, k), shift);

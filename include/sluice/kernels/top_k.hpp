@@ -40,7 +40,7 @@ SLUICE_INLINE idx count(const T* x, idx n, Test&& test) {
     using P = simd::pack<T, Arch>;
     const P one(T(1)), none(T(0));
     // two sums of ones: exact far beyond any row, and two compares in flight
-    P even, odd;
+    P even{}, odd{};
     idx i = 0;
     for (; i + 2 * P::size <= n; i += 2 * P::size) {
         even = even + select(test(P::load(x + i)), one, none);
@@ -129,7 +129,7 @@ SLUICE_INLINE void rank(const T* values, idx n_values, idx n_registers, T* ranks
     const P one(T(1)), none(T(0)), lane = P::load(lanes);
     for (idx b = 0; b < n_registers; ++b) {
         const P v = P::load(values + b * P::size), place = lane + P(static_cast<T>(b * P::size));
-        P larger, equal; // two sums: half the latency
+        P larger{}, equal{}; // two sums: half the latency
         for (idx j = 0; j < n_values; ++j) {
             const P other(values[j]);
             larger = larger + select(v < other, one, none);
@@ -194,7 +194,7 @@ SLUICE_INLINE bool top_of_short(const T* x, idx n, idx k, bool sorted, std::int3
     constexpr auto room = static_cast<std::size_t>(most_ranked);
     T values[room], ranks[room];
     idx i = 0;
-    P nans;
+    P nans{};
     for (; i + P::size <= n; i += P::size) {
         const P v = P::load(x + i);
         nans = nans + select(v == v, P(T(0)), P(T(1)));

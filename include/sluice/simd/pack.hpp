@@ -36,7 +36,9 @@ public:
     static constexpr idx size = static_cast<idx>(batch::size);
     static constexpr bool is_integer = std::is_integral_v<T>;
 
-    SLUICE_INLINE pack() : v(T(0)) {}
+    // Unknown numbers, and P{} zeros: arrays of accumulators that a constructor fills would stay in memory at
+    // -O2, where g++ 12 does not unroll its loop.
+    pack() = default;
     SLUICE_INLINE pack(T x) : v(x) {}
     SLUICE_INLINE pack(batch x) : v(x) {}
 
@@ -194,7 +196,7 @@ public:
     static constexpr idx size = 1;
     static constexpr bool is_integer = std::is_integral_v<T>;
 
-    SLUICE_INLINE pack() : v(0) {}
+    pack() = default;
     SLUICE_INLINE pack(T x) : v(x) {}
 
     static SLUICE_INLINE pack load(const T* p) { return *p; }
@@ -269,7 +271,7 @@ SLUICE_INLINE void for_each_pack(idx n_elements, F&& f) {
 // take turns, for one would wait for itself; in which order depends on n_elements alone.
 template <class P, class F>
 SLUICE_INLINE typename P::value_type sum_of_packs(idx n_elements, F&& step) {
-    P sums[4];
+    P sums[4] = {};
     idx i = 0;
     for (; i + 4 * P::size <= n_elements; i += 4 * P::size)
         unrolled<4>([&](auto c) { sums[c] = step(sums[c], i + c * P::size, P::size); });
