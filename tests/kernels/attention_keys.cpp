@@ -113,6 +113,19 @@ TEMPLATE_TEST_CASE("attention kernels: smaller keys and values are widened, with
                       tile, keys, d, [&](idx j, idx e) { return sluice::to_float(k[of_k(j, e)]); },
                       [&](idx j, idx e) { return sluice::to_float(v[of_v(j, e)]); }) == 0);
 
+            // where one pass of a product reads the tile, only rows of part registers are brought
+            place<Arch, float> left{.d = d};
+            tile_scratch<float> once = left.scratch();
+            once.once = true;
+            tile = take_tile<Arch>(once, source, head, at, keys);
+            if (d == left.width) {
+                CHECK((tile.small.storage == sluice::key_storage::bf16 && !tile.near && tile.v_row == d));
+                CHECK((tile.small.k == k.data() + of_k(0, 0) && tile.small.v == v.data() + of_v(0, 0)));
+                CHECK(std::isnan(left.k[0]));
+            } else {
+                CHECK((tile.small.storage == sluice::key_storage::plain && tile.k == left.k.data()));
+            }
+
             source.small = {sluice::key_storage::int8, k8.data(), v8.data(), k_scales.data(),
                             v_scales.data()};
             tile = take_tile<Arch>(here.scratch(), source, head, at, keys);
@@ -123,5 +136,9 @@ TEMPLATE_TEST_CASE("attention kernels: smaller keys and values are widened, with
                     [&](idx j, idx e) {
                         return static_cast<float>(v8[of_v(j, e)]) * v_scales[of_scale(j)];
                     }) == 0);
+            tile = take_tile<Arch>(once, source, head, at, keys);
+            if (d == left.width)
+                CHECK((tile.small.k_scales == &k_scales[of_scale(0)] &&
+                       tile.small.v_scales == &v_scales[of_scale(0)]));
         }
 }

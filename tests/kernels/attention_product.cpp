@@ -16,6 +16,7 @@ using sluice::kernels::all_finite;
 using sluice::kernels::product_rows;
 using sluice::kernels::row_product;
 using sluice::kernels::row_product_args;
+using sluice::kernels::scales_of;
 using sluice::kernels::transpose_rows;
 
 namespace {
@@ -63,6 +64,63 @@ TEMPLATE_TEST_CASE("attention kernels: a product of rows is chains of fma, at th
                         }
                     CAPTURE(m, registers, k, add);
                     REQUIRE(wrong == 0);
+                }
+}
+
+namespace {
+
+// A product with B in S, and with the floats that it stands for, side by side.
+template <class Arch, class S, scales_of Scales>
+idx differences(idx m, idx registers, idx k, bool add) {
+    constexpr idx lanes = sluice::simd::pack<float, Arch>::size;
+    const idx n = registers * lanes;
+    page_end<float> a(m * k), c(m * n), want(m * n), scales(Scales == scales_of::rows ? k : n), wide(k * n);
+    page_end<S> b(k * n);
+    fill_uniform(a.row(), 1);
+    fill_uniform(scales.row(), 2);
+    fill_uniform(c.row(), 3);
+    std::copy_n(c.data(), m * n, want.data());
+    constexpr bool scaled = std::is_same_v<S, std::int8_t>;
+    for (idx i = 0; i < k; ++i)
+        for (idx j = 0; j < n; ++j) {
+            const float x = static_cast<float>((i * 31 + j * 17) % 255) - 127;
+            if constexpr (scaled)
+                b[i * n + j] = static_cast<S>(x);
+            else
+                b[i * n + j] = sluice::to_bf16(x / 3);
+            const float scale = !scaled ? 1 : scales[Scales == scales_of::rows ? i : j];
+            wide[i * n + j] = sluice::to_float(b[i * n + j]) * scale;
+        }
+    row_product<Arch>(row_product_args<float, S, Scales>{.a = a.data(),
+                                                         .a_row = k,
+                                                         .b = b.data(),
+                                                         .b_row = n,
+                                                         .c = c.data(),
+                                                         .c_row = n,
+                                                         .m = m,
+                                                         .n = n,
+                                                         .k = k,
+                                                         .add = add,
+                                                         .scales = scales.data()});
+    row_product<Arch>(row_product_args<float>{a.data(), k, wide.data(), n, want.data(), n, m, n, k, add});
+    idx wrong = 0;
+    for (idx i = 0; i < m * n; ++i) wrong += c[i] != want[i];
+    return wrong;
+}
+
+} // namespace
+
+TEMPLATE_TEST_CASE("attention kernels: a product with smaller numbers has the bits of what they stand for",
+                   "", float_native, float_scalar) {
+    using Arch = typename TestType::arch;
+    for (idx m = 1; m <= product_rows<float, Arch>; ++m)
+        for (idx registers = 1; registers <= 7; ++registers)
+            for (idx k : {0, 1, 2, 19})
+                for (bool add : {false, true}) {
+                    CAPTURE(m, registers, k, add);
+                    REQUIRE(differences<Arch, sluice::bf16, scales_of::rows>(m, registers, k, add) == 0);
+                    REQUIRE(differences<Arch, std::int8_t, scales_of::rows>(m, registers, k, add) == 0);
+                    REQUIRE(differences<Arch, std::int8_t, scales_of::columns>(m, registers, k, add) == 0);
                 }
 }
 

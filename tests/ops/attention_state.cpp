@@ -338,38 +338,40 @@ TEST_CASE("attention state: allocates nothing") {
 
 TEST_CASE("attention_state: smaller keys give the bits of the numbers they stand for") {
     using sluice::key_storage;
-    const idx n = 150, heads = 2, width = 2 * 20;
+    // heads of whole registers and others; one row, whose keys need not be widened before, and several
+    const idx d = GENERATE(20, 32), rows = GENERATE(1, 5);
+    CAPTURE(d, rows);
+    const idx n = 150, heads = 2, width = 2 * d;
     const limits most{.max_tokens = 200};
     padded<float> k = uniform_matrix<float>(n, width, 1), v = uniform_matrix<float>(n, width, 2),
-                  q = uniform_matrix<float>(5, 2 * width, 3);
+                  q = uniform_matrix<float>(rows, 2 * width, 3);
     // as they come back
     auto rounded = [&](const padded<float>& from, key_storage storage) {
         padded<float> to(n, width);
         for (idx i = 0; i < n; ++i)
             for (idx h = 0; h < heads; ++h) {
                 float largest = 0;
-                for (idx e = 0; e < 20; ++e)
-                    largest = std::max(largest, std::abs(from.view()(i, h * 20 + e)));
-                for (idx e = 0; e < 20; ++e) {
-                    const float x = from.view()(i, h * 20 + e);
-                    to(i, h * 20 + e) = storage == key_storage::bf16
-                                            ? sluice::to_float(sluice::to_bf16(x))
-                                            : std::nearbyint(x * (127 / largest)) * (largest / 127);
+                for (idx e = 0; e < d; ++e) largest = std::max(largest, std::abs(from.view()(i, h * d + e)));
+                for (idx e = 0; e < d; ++e) {
+                    const float x = from.view()(i, h * d + e);
+                    to(i, h * d + e) = storage == key_storage::bf16
+                                           ? sluice::to_float(sluice::to_bf16(x))
+                                           : std::nearbyint(x * (127 / largest)) * (largest / 127);
                 }
             }
         return to;
     };
     auto attended = [&](key_storage storage, const padded<float>& keys, const padded<float>& values) {
         arena dry;
-        (void)attention_state<float>::bind(dry, heads, 20, 0, most, storage);
+        (void)attention_state<float>::bind(dry, heads, d, 0, most, storage);
         arena memory(dry.bytes()), workspace(1 << 20);
-        auto state = attention_state<float>::bind(memory, heads, 20, 0, most, storage);
-        const batch before = batch::one(n - 5), b = batch::one(5, n - 5);
+        auto state = attention_state<float>::bind(memory, heads, d, 0, most, storage);
+        const batch before = batch::one(n - rows), b = batch::one(rows, n - rows);
         std::array<idx, 1> past{};
-        state.append(before, keys.view().row_block(0, n - 5), values.view().row_block(0, n - 5), past);
-        state.append(b, keys.view().row_block(n - 5, 5), values.view().row_block(n - 5, 5), past);
-        padded<float> y(5, 2 * width);
-        attend<sluice::simd::native, float>(b, {.n_heads = 4, .n_kv_heads = 2, .head_dim = 20}, q.view(),
+        state.append(before, keys.view().row_block(0, n - rows), values.view().row_block(0, n - rows), past);
+        state.append(b, keys.view().row_block(n - rows, rows), values.view().row_block(n - rows, rows), past);
+        padded<float> y(rows, 2 * width);
+        attend<sluice::simd::native, float>(b, {.n_heads = 4, .n_kv_heads = 2, .head_dim = d}, q.view(),
                                             cached_keys<float>{&b, &state}, causal_attention{.past = past},
                                             y.view(), {}, workspace, {});
         return std::pair(y, memory.capacity());

@@ -89,20 +89,37 @@ struct attention_rows {
     bool few() const { return n <= 16; }
 
     // Scores of rows [i, i + m) for `keys` of the tile; beside them, up to whole registers, anything.
-    void scores(idx i, idx m, key_range keys, const T* k, bool near) const {
+    void scores(idx i, idx m, key_range keys, const attention_keys<T>& from) const {
         const idx columns = round_up(keys.hi - keys.lo, P::size),
                   first = std::min(keys.lo, key_tile - columns);
-        row_product<Arch>(row_product_args<T>{.a = q + i * width,
-                                              .a_row = width,
-                                              .b = k + first,
-                                              .b_row = key_tile,
-                                              .c = s + first,
-                                              .c_row = key_tile,
-                                              .m = m,
-                                              .n = columns,
-                                              .k = head_dim,
-                                              .add = false,
-                                              .ask = i == 0 && few() && !near ? columns : 0});
+        const auto multiply = [&]<class S>(const S* k) {
+            row_product<Arch>(
+                row_product_args<T, S, scales_of::columns>{.a = q + i * width,
+                                                           .a_row = width,
+                                                           .b = k + first,
+                                                           .b_row = key_tile,
+                                                           .c = s + first,
+                                                           .c_row = key_tile,
+                                                           .m = m,
+                                                           .n = columns,
+                                                           .k = head_dim,
+                                                           .add = false,
+                                                           .ask = i == 0 && few() && !from.near ? columns : 0,
+                                                           .scales = scales_at(from.small.k_scales, first)});
+        };
+        if constexpr (std::is_same_v<T, float>) {
+            if (from.small.storage == key_storage::bf16)
+                return multiply(static_cast<const bf16*>(from.small.k));
+            if (from.small.storage == key_storage::int8)
+                return multiply(static_cast<const std::int8_t*>(from.small.k));
+        }
+        multiply(from.k);
+    }
+    static const T* scales_at(const float* scales, idx first) {
+        if constexpr (std::is_same_v<T, float>)
+            return scales == nullptr ? nullptr : scales + first;
+        else
+            return nullptr;
     }
 
     // Takes row i's scores of the keys it sees into its maximum and rescales what was summed before. Scores
@@ -162,19 +179,29 @@ struct attention_rows {
     }
 
     // o += p v for rows [i, i + m), whose weights are p, and `keys` of the tile.
-    void accumulate(idx i, const T* p, idx m, key_range keys, const T* v, idx v_row, bool near) const {
+    void accumulate(idx i, const T* p, idx m, key_range keys, const attention_keys<T>& from) const {
         if (keys.lo >= keys.hi) return;
-        row_product<Arch>(row_product_args<T>{.a = p + keys.lo,
-                                              .a_row = key_tile,
-                                              .b = v + keys.lo * v_row,
-                                              .b_row = v_row,
-                                              .c = o + i * width,
-                                              .c_row = width,
-                                              .m = m,
-                                              .n = width,
-                                              .k = keys.hi - keys.lo,
-                                              .add = true,
-                                              .ask = i == 0 && few() && !near ? width : 0});
+        const auto multiply = [&]<class S>(const S* v) {
+            row_product<Arch>(row_product_args<T, S>{.a = p + keys.lo,
+                                                     .a_row = key_tile,
+                                                     .b = v + keys.lo * from.v_row,
+                                                     .b_row = from.v_row,
+                                                     .c = o + i * width,
+                                                     .c_row = width,
+                                                     .m = m,
+                                                     .n = width,
+                                                     .k = keys.hi - keys.lo,
+                                                     .add = true,
+                                                     .ask = i == 0 && few() && !from.near ? width : 0,
+                                                     .scales = scales_at(from.small.v_scales, keys.lo)});
+        };
+        if constexpr (std::is_same_v<T, float>) {
+            if (from.small.storage == key_storage::bf16)
+                return multiply(static_cast<const bf16*>(from.small.v));
+            if (from.small.storage == key_storage::int8)
+                return multiply(static_cast<const std::int8_t*>(from.small.v));
+        }
+        multiply(from.v);
     }
 };
 
@@ -242,7 +269,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
         }
         if (all.lo >= all.hi) continue;
         coming.ask(pace);
-        rows.scores(i, m, all, tile.k, tile.near);
+        rows.scores(i, m, all, tile);
         coming.ask(pace);
         const idx first = all.lo / lanes * lanes, end = round_up(all.hi, lanes);
         for (idx r = 0; r < m; ++r) {
@@ -257,11 +284,10 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
             finite =
                 all_finite<Arch>(tile.v + keys.lo * tile.v_row, tile.v_row, keys.hi - keys.lo, rows.width);
         if (alike || finite == 1) {
-            rows.accumulate(i, rows.s, m, all, tile.v, tile.v_row, tile.near);
+            rows.accumulate(i, rows.s, m, all, tile);
             continue;
         }
-        for (idx r = 0; r < m; ++r)
-            rows.accumulate(i + r, rows.s + r * key_tile, 1, seen[r], tile.v, tile.v_row, tile.near);
+        for (idx r = 0; r < m; ++r) rows.accumulate(i + r, rows.s + r * key_tile, 1, seen[r], tile);
     }
 }
 
@@ -269,7 +295,9 @@ template <class Arch, class T, class Policy, class Sources>
 void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sources>& g) const {
     using P = simd::pack<T, Arch>;
     const idx d = g.head_dim;
-    const attention_rows<Arch, T> rows(g.tokens * g.group, d, g.scratch);
+    attention_rows<Arch, T> rows(g.tokens * g.group, d, g.scratch);
+    // All rows see the same keys, and values need not be looked through.
+    rows.tile.once = g.tokens == 1 && rows.n <= rows.step && !has_blind_rows<Policy>;
     for (idx i = 0; i < rows.n; ++i) {
         const T* from = g.q + i / g.group * g.q_row + i % g.group * d;
         simd::for_each_pack<P>(d, [&](idx j, idx k) {

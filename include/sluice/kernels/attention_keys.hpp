@@ -14,6 +14,7 @@ struct tile_scratch {
     T* v;                // key_tile x width
     idx head_dim, width; // width: head_dim in whole registers
     bool many_rows;      // read again and again
+    bool once = false;   // read by one pass of a product: what is kept smaller stays as it is
 };
 
 // A tile of keys of one head: k transposed, v with rows of whole registers.
@@ -21,7 +22,8 @@ template <class T>
 struct attention_keys {
     const T *k, *v;
     idx v_row;
-    bool near = false; // in L1: nothing of it need be asked for
+    bool near = false;  // in L1: nothing of it need be asked for
+    small_keys small{}; // where the tile is not plain, this in place of k and v
 };
 
 // Widens a tile of float keys that are kept smaller: `keys` of the values, of the keys all that share
@@ -73,15 +75,19 @@ attention_keys<T> take_tile(const tile_scratch<T>& to, const attention_source<T>
         auto widened = [&]<class S>(const S*) {
             const auto *k = static_cast<const S*>(small.k) + from, *v = static_cast<const S*>(small.v) + from;
             const bool scaled = small.k_scales != nullptr;
-            widen_tile<Arch>(to, k, v, scaled ? small.k_scales + scale : nullptr,
-                             scaled ? small.v_scales + scale : nullptr, keys);
-            return attention_keys<T>{to.k, to.v, to.width, true};
+            const float *const k_scales = scaled ? small.k_scales + scale : nullptr,
+                               *const v_scales = scaled ? small.v_scales + scale : nullptr;
+            if (to.once && d == to.width)
+                return attention_keys<T>{
+                    nullptr, nullptr, d, false, {small.storage, k, v, k_scales, v_scales}};
+            widen_tile<Arch>(to, k, v, k_scales, v_scales, keys);
+            return attention_keys<T>{to.k, to.v, to.width, true, {}};
         };
         if (small.storage == key_storage::bf16) return widened(static_cast<const bf16*>(nullptr));
         if (small.storage == key_storage::int8) return widened(static_cast<const std::int8_t*>(nullptr));
     }
-    attention_keys<T> tile{source.k + at * source.k_row + head, source.v + at * source.v_row + head,
-                           source.v_row};
+    attention_keys<T> tile{
+        source.k + at * source.k_row + head, source.v + at * source.v_row + head, source.v_row, false, {}};
     if (source.layout == key_layout::rows) {
         transpose_rows<Arch>(tile.k, source.k_row, keys, d, to.k, key_tile);
         tile.k = to.k;

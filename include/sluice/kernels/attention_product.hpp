@@ -4,6 +4,7 @@
 // Each element is one chain of fma over k: its bits do not depend on the number of rows or columns.
 #pragma once
 
+#include "../simd/convert.hpp"
 #include "attention_tile.hpp"
 
 namespace sluice::kernels {
@@ -14,31 +15,41 @@ constexpr int product_rows = gemm_tile<T, Arch>::rows;
 
 // Where B comes from memory it is asked for so far ahead, beyond the page where the hardware stops. Measured
 // for decode: 14 % faster from memory, 10 % slower from L3; 12 rows gain less.
-constexpr idx rows_ahead = 20;
+template <class S>
+constexpr idx rows_ahead = 80 / static_cast<idx>(sizeof(S));
 
-// c (+)= a B: a is m x k, B k x n with n whole registers, m up to product_rows.
-template <class T>
+// What a B of int8 is multiplied with: a number for each of its rows, or of its columns.
+enum class scales_of { rows, columns };
+
+// c (+)= a B: a is m x k, B k x n with n whole registers, m up to product_rows. B may be kept smaller than T,
+// and is then widened in registers.
+template <class T, class S = T, scales_of Scales = scales_of::rows>
 struct row_product_args {
     const T* a;
     idx a_row;
-    const T* b;
+    const S* b;
     idx b_row;
     T* c;
     idx c_row;
     idx m, n, k;
     bool add;
-    idx ask = 0; // elements of B's coming rows to ask for: n where B comes from memory
+    idx ask = 0;               // elements of B's coming rows to ask for: n where B comes from memory
+    const T* scales = nullptr; // of a B of int8
 };
 
-template <class Arch, int Rows, int Registers, class T>
-SLUICE_INLINE void row_product_at(const row_product_args<T>& g, idx column) {
+template <class Arch, int Rows, int Registers, class T, class S, scales_of Scales>
+SLUICE_INLINE void row_product_at(const row_product_args<T, S, Scales>& g, idx column) {
     using P = simd::pack<T, Arch>;
     constexpr int pointers = (Rows + 2) / 3; // one for three rows: more would not fit the registers
     const idx steps = g.k, a_row = g.a_row, b_row = g.b_row, c_row = g.c_row;
     const idx ask = column == 0 ? g.ask : 0; // whole rows, in the first pass
-    const T* b = g.b + column;
+    const S* b = g.b + column;
     T* const c = g.c + column;
-    P sum[std::size_t{Rows}][std::size_t{Registers}];
+    constexpr bool scaled = std::is_same_v<S, std::int8_t>;
+    P scale[std::size_t{Registers}];
+    if constexpr (scaled && Scales == scales_of::columns)
+        simd::unrolled<Registers>([&](auto v) { scale[v] = P::load(g.scales + column + v * P::size); });
+    P sum[std::size_t{Rows}][std::size_t{Registers}] = {};
     if (g.add)
         simd::unrolled<Rows>([&](auto i) {
             simd::unrolled<Registers>([&](auto v) { sum[i][v] = P::load(c + i * c_row + v * P::size); });
@@ -47,9 +58,18 @@ SLUICE_INLINE void row_product_at(const row_product_args<T>& g, idx column) {
     simd::unrolled<pointers>([&](auto i) { a[i] = g.a + 3 * i * a_row; });
     for (idx k = 0; k < steps; ++k, b += b_row) {
         P right[std::size_t{Registers}];
-        simd::unrolled<Registers>([&](auto v) { right[v] = in_register(P::load(b + v * P::size)); });
-        for (idx j = 0; j < ask; j += 64 / static_cast<idx>(sizeof(T)))
-            __builtin_prefetch(b + rows_ahead * b_row + j);
+        if constexpr (scaled && Scales == scales_of::rows)
+            simd::unrolled<Registers>([&](auto v) { scale[v] = P(g.scales[k]); });
+        simd::unrolled<Registers>([&](auto v) {
+            if constexpr (scaled)
+                right[v] = in_register(simd::widen<Arch>(b + v * P::size) * scale[v]);
+            else if constexpr (!std::is_same_v<S, T>)
+                right[v] = in_register(simd::widen<Arch>(b + v * P::size));
+            else
+                right[v] = in_register(P::load(b + v * P::size));
+        });
+        for (idx j = 0; j < ask; j += 64 / static_cast<idx>(sizeof(S)))
+            __builtin_prefetch(b + rows_ahead<S> * b_row + j);
         simd::unrolled<Rows>([&](auto i) {
             const P x(a[i / 3][i % 3 * a_row]);
             simd::unrolled<Registers>([&](auto v) { sum[i][v] = fma(x, right[v], sum[i][v]); });
@@ -61,8 +81,8 @@ SLUICE_INLINE void row_product_at(const row_product_args<T>& g, idx column) {
     });
 }
 
-template <class Arch, int Rows, class T>
-void row_product(const row_product_args<T>& g) {
+template <class Arch, int Rows, class T, class S, scales_of Scales>
+void row_product(const row_product_args<T, S, Scales>& g) {
     if constexpr (Rows > 1) {
         if (g.m < Rows) return row_product<Arch, Rows - 1>(g);
     }
@@ -74,8 +94,8 @@ void row_product(const row_product_args<T>& g) {
     for (; j < g.n; j += lanes) row_product_at<Arch, Rows, 1>(g, j);
 }
 
-template <class Arch, class T>
-void row_product(const row_product_args<T>& g) {
+template <class Arch, class T, class S, scales_of Scales>
+void row_product(const row_product_args<T, S, Scales>& g) {
     row_product<Arch, product_rows<T, Arch>>(g);
 }
 
@@ -108,7 +128,7 @@ void transpose_rows(const T* from, idx from_row, key_range keys, idx elements, T
 template <class Arch, class T>
 bool all_finite(const T* x, idx x_row, idx n, idx elements) {
     using P = simd::pack<T, Arch>;
-    P sum[2];
+    P sum[2] = {};
     for (idx i = 0; i < n; ++i)
         simd::for_each_pack<P>(elements, [&](idx j, idx k) {
             sum[i % 2] = fma(P::load_partial(x + i * x_row + j, k), P(T(0)), sum[i % 2]); // 0, or NaN
