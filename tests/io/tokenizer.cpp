@@ -245,7 +245,8 @@ TEST_CASE("a long word takes n log n, not n squared") {
 TEST_CASE("tokens of the package tokenizers, and back") {
     const io::gguf file(io::read(SLUICE_TEST_DIR "/data/llama.gguf"));
     const io::tokenizer t = io::gguf_tokenizer(file);
-    for (const auto& one : golden("tokenizer_texts.json")["texts"]) {
+    const auto texts = golden("tokenizer_texts.json")["texts"];
+    for (const auto& one : texts) {
         const std::string text = one["text"];
         INFO(one["name"]);
         const auto got = t.encode(text, {control_tokens::found});

@@ -123,7 +123,8 @@ TEST_CASE("tokenizer.json: tokens of the package tokenizers by both rules") {
     json file = json::parse(get(path));
     file["pre_tokenizer"] = small()["pre_tokenizer"];
     const io::tokenizer gpt2 = read(file.dump());
-    for (const auto& one : golden("tokenizer_texts.json")["texts"]) {
+    const auto texts = golden("tokenizer_texts.json")["texts"];
+    for (const auto& one : texts) {
         const std::string text = one["text"];
         INFO(one["name"]);
         CHECK(smollm.encode(text, {control_tokens::found}) == one["smollm"].get<ids>());

@@ -143,6 +143,7 @@ TEMPLATE_TEST_CASE("gemm_block: small integers are multiplied exactly in every s
                 }
             check_all_shapes<T, typename TestType::arch>(o, kind);
         }
+    SUCCEED("none was wrong");
 }
 
 TEMPLATE_TEST_CASE("gemm_block: an element is one chain over k, whatever the shape and its place", "",
@@ -156,6 +157,7 @@ TEMPLATE_TEST_CASE("gemm_block: an element is one chain over k, whatever the sha
         fill_uniform(o.rows.row(), 4);
         check_all_shapes<T, typename TestType::arch>(o, start_kind::rows);
     }
+    SUCCEED("none was wrong");
 }
 
 TEMPLATE_TEST_CASE("gemm_block: bits do not depend on where k is cut", "", float_native, float_scalar,
@@ -264,6 +266,7 @@ TEMPLATE_TEST_CASE("gemm_pack: panels hold B by rows, from either layout, with z
             }
             if (!good) FAIL("k " << k << ", n " << n);
         }
+    SUCCEED("none was wrong");
 }
 
 TEMPLATE_TEST_CASE("gemm_pack: reads strided sources", "", float_native, float_scalar, double_native,

@@ -101,10 +101,12 @@ TEMPLATE_TEST_CASE("gemm_few_rows: the bits of gemm_block, in every shape", "", 
                    double_native, double_scalar) {
     using T = typename TestType::scalar;
     check_shapes<T, T, typename TestType::arch>();
+    SUCCEED("none was wrong");
 }
 
 TEMPLATE_TEST_CASE("gemm_few_rows: bf16 is widened exactly", "", float_native, float_scalar) {
     check_shapes<float, bf16, typename TestType::arch>();
+    SUCCEED("none was wrong");
 }
 
 TEMPLATE_TEST_CASE("gemm_few_rows: NaN in a row of B reaches its column alone", "", float_native,

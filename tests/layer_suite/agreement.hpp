@@ -88,6 +88,7 @@ void layer_suite<Traits, Type>::no_tokens_are_legal() {
         for (const batch& b : {batch{}, batch{.offsets = offsets}}) {
             s.layer.forward(b, x, y, nullptr, workspace.arena());
             extend(s.layer, b, x, y, state, workspace.arena());
+            CHECK(workspace.arena().used() == 0);
             if constexpr (trains) {
                 poisoned_memory room(s.layer.bytes(limits_of(0)).tape);
                 gradients g(s, 0);

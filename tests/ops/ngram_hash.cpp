@@ -92,7 +92,8 @@ TEST_CASE("numpy's numbers: the words of a seed, the raw numbers") {
 }
 
 TEST_CASE("multipliers of the published models") {
-    for (const auto& [name, want] : golden("engram.json")["multipliers"].items()) {
+    const auto multipliers = golden("engram.json")["multipliers"];
+    for (const auto& [name, want] : multipliers.items()) {
         INFO(name);
         idx seed = 0, layer = 0, n = 0, v = 0;
         REQUIRE(std::sscanf(name.c_str(), "seed=%td,layer=%td,N=%td,V=%td", &seed, &layer, &n, &v) == 4);

@@ -190,6 +190,7 @@ TEMPLATE_TEST_CASE("pack: scale_by_bits multiplies by a power of two", "", float
         for (std::size_t i = 0; i < x.size(); ++i)
             if (!same_bits(y[i], std::ldexp(x[i], n))) FAIL("n " << n);
     }
+    SUCCEED("none was wrong");
 }
 
 TEMPLATE_TEST_CASE("pack: sum adds halves until one lane is left", "", float_native, float_scalar,
@@ -250,4 +251,5 @@ TEMPLATE_TEST_CASE("pack: for_each_pack visits all elements in order, the tail o
         });
         if (!good || next != n) FAIL("n " << n);
     }
+    SUCCEED("none was wrong");
 }
