@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/message_of.hpp"
 
 #include <sluice/core/batch.hpp>
 
@@ -16,12 +17,7 @@ static_assert(std::is_trivially_copyable_v<batch> && std::is_aggregate_v<batch>)
 namespace {
 
 std::string complaint(const batch& b) {
-    try {
-        check_batch(b, "norm");
-    } catch (const sluice::input_error& e) {
-        return e.what();
-    }
-    return "";
+    return sluice::test::complaint([&] { check_batch(b, "norm"); });
 }
 
 } // namespace

@@ -2,6 +2,7 @@
 
 #if __has_include(<nlohmann/json.hpp>)
 #    include "support/check.hpp"
+#    include "support/message_of.hpp"
 #    include "support/random_data.hpp"
 #    include "support/scratch_folder.hpp"
 
@@ -19,19 +20,7 @@ using sluice::idx;
 using sluice::input_error;
 namespace io = sluice::io;
 
-namespace {
-
-template <class F>
-std::string said(F&& f) {
-    try {
-        f();
-    } catch (const input_error& e) {
-        return e.what();
-    }
-    return "no error";
-}
-
-} // namespace
+namespace {} // namespace
 
 TEST_CASE("row_file: rows and their scales, or what is wrong with the file") {
     const scratch_folder here("row_file");
@@ -57,14 +46,15 @@ TEST_CASE("row_file: rows and their scales, or what is wrong with the file") {
         CHECK((scales[0] == scale(i, 0) && scales[1] == scale(i, 1)));
     }
     auto open = [&](const std::string& name, const std::string& s) {
-        return said([&] { (void)io::row_file::open<std::int8_t, float>(path, name, s); });
+        return message_of<input_error>([&] { (void)io::row_file::open<std::int8_t, float>(path, name, s); });
     };
     CHECK(open("other", "") == path + ": other is missing");
     CHECK(open("scale", "") == path + ": scale must be I8, is F32 [9, 2]");
     CHECK(open("table", "short") == path + ": table has 9 rows, short 8");
     CHECK(open("table", "table") == path + ": table must be F32, is I8 [9, 5]");
-    CHECK(said([&] { (void)io::row_file::open<float>(here / "none", "table"); }).find("cannot be opened") !=
-          std::string::npos);
+    CHECK(message_of<input_error>([&] {
+              (void)io::row_file::open<float>(here / "none", "table");
+          }).find("cannot be opened") != std::string::npos);
 }
 
 TEST_CASE("row_file: a layer on a file is the layer in memory, until the file is cut short") {
@@ -118,8 +108,8 @@ TEST_CASE("row_file: a layer on a file is the layer in memory, until the file is
 
     const auto size = std::filesystem::file_size(path);
     std::filesystem::resize_file(path, size / 2);
-    const std::string cut =
-        said([&] { on_disk.forward(sluice::batch::one(ids), x.view(), y, nullptr, workspace); });
+    const std::string cut = message_of<input_error>(
+        [&] { on_disk.forward(sluice::batch::one(ids), x.view(), y, nullptr, workspace); });
     CHECK(cut.starts_with(path + ": ends before row "));
     CHECK(workspace.used() == 0);
 }

@@ -1,5 +1,6 @@
 #include "support/catch.hpp"
 #include "support/golden.hpp"
+#include "support/message_of.hpp"
 
 #if SLUICE_TEST_HAS_JSON && __has_include(<unicode/unorm2.h>)
 #    include <sluice/io/vocabulary.hpp>
@@ -7,6 +8,7 @@
 #    include <set>
 
 using sluice::input_error;
+using sluice::test::message_of;
 namespace io = sluice::io;
 
 namespace {
@@ -15,12 +17,7 @@ io::file text_file(const std::string& text) {
     return io::from_memory(std::as_bytes(std::span(text)), "tokenizer.json");
 }
 std::string said(const std::string& text) {
-    try {
-        (void)io::read_tokenizer(text_file(text));
-    } catch (const input_error& e) {
-        return e.what();
-    }
-    return "no error";
+    return message_of<input_error>([&] { (void)io::read_tokenizer(text_file(text)); });
 }
 
 } // namespace

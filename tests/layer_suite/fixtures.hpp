@@ -4,6 +4,7 @@
 
 #include "support/catch.hpp"
 #include "support/check.hpp"
+#include "support/message_of.hpp"
 #include "support/random_data.hpp"
 
 #include <sluice/core/eigen.hpp>
@@ -22,19 +23,6 @@ struct variant {
     Config config{};
     bool large = false;
 };
-
-// The message of the Error that f() throws.
-template <class Error, class F>
-std::string message_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    } catch (const std::exception& e) {
-        return std::string("another error: ") + e.what();
-    }
-    return "no error";
-}
 
 // CHECK of a sentence about what is wrong, "" for nothing. Functions, since the macro's code in every
 // instance of the suite is most of what there is to compile.

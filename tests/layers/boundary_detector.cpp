@@ -1,6 +1,7 @@
 #include "support/catch.hpp"
 #include "support/check.hpp"
 #include "support/executors.hpp"
+#include "support/message_of.hpp"
 #include "support/random_data.hpp"
 
 #include <sluice/core/tensor.hpp>
@@ -56,13 +57,10 @@ struct subject {
 };
 
 std::string said(const boundary_config& config) {
-    try {
+    return message_of<config_error>([&] {
         arena memory(std::size_t{1} << 12);
         (void)detector(config, detector::params_type::bind(memory, config));
-    } catch (const config_error& e) {
-        return e.what();
-    }
-    return "";
+    });
 }
 
 // p of the second of two rows, by the similarity of rows.

@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/executors.hpp"
 #include "support/golden.hpp"
+#include "support/message_of.hpp"
 
 #include <sluice/core/random.hpp>
 #include <sluice/ops/ngram_hash.hpp>
@@ -49,16 +50,6 @@ std::vector<idx> rows_of(const ngram_hash& h, const ids& x, sluice::executor_ref
     return out;
 }
 
-template <class Error, class F>
-std::string message_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
-
 } // namespace
 
 #if SLUICE_TEST_HAS_JSON
@@ -66,6 +57,7 @@ namespace {
 
 using sluice::test::golden;
 using sluice::test::json;
+using sluice::test::message_of;
 
 std::vector<idx> flat(const json& values) {
     std::vector<idx> out;

@@ -1,6 +1,7 @@
 // A folder of a test's own, and files in it.
 #pragma once
 
+#include "support/message_of.hpp"
 #include "support/scratch_path.hpp"
 
 #include <sluice/io/file.hpp>
@@ -45,16 +46,5 @@ inline std::string text_of(const io::file& f) {
     return {reinterpret_cast<const char*>(f.bytes().data()), f.bytes().size()};
 }
 inline std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
-
-// The message of the input_error that `call` throws.
-template <class F>
-std::string complaint(F&& call) {
-    try {
-        call();
-    } catch (const input_error& e) {
-        return e.what();
-    }
-    return "";
-}
 
 } // namespace sluice::test
