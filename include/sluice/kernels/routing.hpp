@@ -95,7 +95,7 @@ template <class Arch, class T>
 SLUICE_INLINE router_row<T> look_at(const T* z, idx n, router_score score, T* copy) {
     using P = simd::pack<T, Arch>;
     constexpr T infinity = std::numeric_limits<T>::infinity(), most = std::numeric_limits<T>::max();
-    P high(-infinity), nans;
+    P high(-infinity), nans{};
     idx i = 0;
     for (; i + P::size <= n; i += P::size) {
         const P v = P::load(z + i);

@@ -122,7 +122,7 @@ template <class Arch, class T>
 void softmax_columns::operator()(Arch, const T* x, idx x_row, T* y, idx y_row, idx rows, idx n) const {
     using P = simd::pack<T, Arch>;
     simd::for_each_pack<P>(n, [&](idx j, idx k) {
-        P most(-std::numeric_limits<T>::infinity()), sum;
+        P most(-std::numeric_limits<T>::infinity()), sum{};
         for (idx i = 0; i < rows; ++i) most = max(most, P::load_partial(x + i * x_row + j, k));
         for (idx i = 0; i < rows; ++i) {
             const P e = exp_nonpositive(P::load_partial(x + i * x_row + j, k) - most);
