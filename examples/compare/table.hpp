@@ -13,7 +13,7 @@ inline constexpr double usual_noise = 0.03;
 struct seed_summary {
     const outcome_of_run* first = nullptr;
     double mean = 0, deviation = 0;
-    double looking_ahead = 0; // how far from the mean by the rule of training; 0: there is no other rule
+    double looking_ahead = 0; // how far from the mean by the rule of training; NaN: there is no other rule
     idx seeds = 0;
 };
 
@@ -24,7 +24,7 @@ inline std::vector<seed_summary> by_model(const std::vector<outcome_of_run>& run
                                [&](const seed_summary& s) { return s.first->who.name == r.who.name; });
         if (at == all.end()) at = all.insert(all.end(), {&r, 0, 0, 0, 0});
         at->mean += r.bits;
-        if (!std::isnan(r.bits_looking_ahead)) at->looking_ahead += r.bits_looking_ahead - r.bits;
+        at->looking_ahead += r.bits_looking_ahead - r.bits;
         at->seeds += 1;
     }
     for (seed_summary& s : all) {
@@ -140,7 +140,7 @@ inline std::vector<std::string> findings(const std::vector<outcome_of_run>& runs
         if (!s.first->who.control_of.empty())
             if (const auto* const of = find(s.first->who.control_of)) compare(*of, s);
         const std::string& name = s.first->who.name;
-        if (s.looking_ahead != 0) {
+        if (!std::isnan(s.looking_ahead)) {
             char text[160];
             std::snprintf(text, sizeof text,
                           "%s by its top-k, which sees later text: %+.4f bits per byte from its predictor, "

@@ -217,12 +217,12 @@ TEST_CASE("settings out of range are refused by name") {
     };
     const double infinite = std::numeric_limits<double>::infinity();
     CHECK(said({.temperature = -0.5}) == "sample_tokens: temperature must not be negative, is -0.500000");
-    CHECK(said({.temperature = infinite}) != "no error");
-    CHECK(said({.temperature = static_cast<double>(not_a_number)}) != "no error");
+    CHECK(said({.temperature = infinite}).starts_with("sample_tokens: "));
+    CHECK(said({.temperature = static_cast<double>(not_a_number)}).starts_with("sample_tokens: "));
     CHECK(said({.top_k = -1}) == "sample_tokens: top_k must not be negative, is -1");
     CHECK(said({.top_p = 0}) == "sample_tokens: top_p must be above 0 and at most 1, is 0.000000");
-    CHECK(said({.top_p = 1.5}) != "no error");
-    CHECK(said({.top_p = static_cast<double>(not_a_number)}) != "no error");
+    CHECK(said({.top_p = 1.5}).starts_with("sample_tokens: "));
+    CHECK(said({.top_p = static_cast<double>(not_a_number)}).starts_with("sample_tokens: "));
     CHECK(said({.temperature = -0.0}) == "no error");
     arena workspace(4096);
     const double draw = 0;

@@ -20,8 +20,6 @@ using sluice::idx;
 using sluice::input_error;
 namespace io = sluice::io;
 
-namespace {} // namespace
-
 TEST_CASE("row_file: rows and their scales, or what is wrong with the file") {
     const scratch_folder here("row_file");
     const std::string path = here / "table.safetensors";

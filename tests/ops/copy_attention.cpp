@@ -1,5 +1,6 @@
 #include "support/catch.hpp"
 #include "support/check.hpp"
+#include "support/message_of.hpp"
 
 #include <sluice/ops/copy_attention.hpp>
 #include <sluice/reference/cswa.hpp>
@@ -13,6 +14,7 @@ using sluice::key_range;
 using sluice::limits;
 using sluice::no_chunks;
 using sluice::window_unit;
+using sluice::test::message_of;
 
 namespace {
 
@@ -31,16 +33,6 @@ idx pairs(idx n, const copy_rules& r) {
             total += a.hi - a.lo + (copy == 0 ? 0 : h.hi - h.lo);
         }
     return total;
-}
-
-template <class F>
-std::string complaint_of(F&& f) {
-    try {
-        f();
-    } catch (const config_error& e) {
-        return e.what();
-    }
-    return "no error";
 }
 
 } // namespace
@@ -90,7 +82,7 @@ TEST_CASE("visible pairs are as many as published") {
 }
 
 TEST_CASE("rules out of range are named") {
-    auto complaint = [](copy_rules r) { return complaint_of([&] { check_rules(r, "cswa"); }); };
+    auto complaint = [](copy_rules r) { return message_of<config_error>([&] { check_rules(r, "cswa"); }); };
     CHECK(complaint({.repeat = 0}) == "cswa: repeat must be 1 to 1048576, is 0");
     CHECK(complaint({.window = -1}) == "cswa: window must be 0 to 1099511627776, is -1");
     CHECK(complaint({.chunk = 0}) == "cswa: chunk must be 1 to 1099511627776, is 0");
@@ -173,13 +165,15 @@ TEST_CASE("a state of other rules is refused") {
     sluice::arena memory(std::size_t{1} << 20);
     const copy_rules rules{3, 2, 4};
     const auto state = copy_state<double>::bind(memory, 1, 2, rules, {.max_tokens = 20});
-    auto complaint = [&](copy_rules r) { return complaint_of([&] { state.check_shape(1, 2, r); }); };
+    auto complaint = [&](copy_rules r) {
+        return message_of<config_error>([&] { state.check_shape(1, 2, r); });
+    };
     CHECK(complaint(rules) == "no error");
     CHECK(complaint({2, 2, 4}) == "cswa state: it was bound for repeat 3, the layer has 2");
     CHECK(complaint({3, 1, 4}) == "cswa state: it was bound for window 2, the layer has 1");
     CHECK(complaint({3, 2, 5}) == "cswa state: it was bound for chunk 4, the layer has 5");
     CHECK(complaint({3, 2, 4, window_unit::hidden_tokens}) ==
           "cswa state: it was bound for window_unit 0, the layer has 1");
-    CHECK(complaint_of([&] { state.check_shape(2, 2, rules); }) ==
+    CHECK(message_of<config_error>([&] { state.check_shape(2, 2, rules); }) ==
           "attention state: it was bound for 1 x 2 heads and window 0, the layer has 2 x 2 and window 0");
 }

@@ -93,33 +93,21 @@ struct attention_rows {
         const idx columns = round_up(keys.hi - keys.lo, P::size),
                   first = std::min(keys.lo, key_tile - columns);
         const auto multiply = [&]<class S>(const S* k) {
-            row_product<Arch>(
-                row_product_args<T, S, scales_of::columns>{.a = q + i * width,
-                                                           .a_row = width,
-                                                           .b = k + first,
-                                                           .b_row = key_tile,
-                                                           .c = s + first,
-                                                           .c_row = key_tile,
-                                                           .m = m,
-                                                           .n = columns,
-                                                           .k = head_dim,
-                                                           .add = false,
-                                                           .ask = i == 0 && few() && !from.near ? columns : 0,
-                                                           .scales = scales_at(from.small.k_scales, first)});
+            row_product<Arch>(row_product_args<T, S, scales_of::columns>{
+                .a = q + i * width,
+                .a_row = width,
+                .b = k + first,
+                .b_row = key_tile,
+                .c = s + first,
+                .c_row = key_tile,
+                .m = m,
+                .n = columns,
+                .k = head_dim,
+                .add = false,
+                .ask = i == 0 && few() && !from.near ? columns : 0,
+                .scales = std::is_same_v<S, std::int8_t> ? from.small.k_scales + first : nullptr});
         };
-        if constexpr (std::is_same_v<T, float>) {
-            if (from.small.storage == key_storage::bf16)
-                return multiply(static_cast<const bf16*>(from.small.k));
-            if (from.small.storage == key_storage::int8)
-                return multiply(static_cast<const std::int8_t*>(from.small.k));
-        }
-        multiply(from.k);
-    }
-    static const T* scales_at(const float* scales, idx first) {
-        if constexpr (std::is_same_v<T, float>)
-            return scales == nullptr ? nullptr : scales + first;
-        else
-            return nullptr;
+        as_kept(from.small.storage, from.small.k, from.k, multiply);
     }
 
     // Takes row i's scores of the keys it sees into its maximum and rescales what was summed before. Scores
@@ -182,26 +170,21 @@ struct attention_rows {
     void accumulate(idx i, const T* p, idx m, key_range keys, const attention_keys<T>& from) const {
         if (keys.lo >= keys.hi) return;
         const auto multiply = [&]<class S>(const S* v) {
-            row_product<Arch>(row_product_args<T, S>{.a = p + keys.lo,
-                                                     .a_row = key_tile,
-                                                     .b = v + keys.lo * from.v_row,
-                                                     .b_row = from.v_row,
-                                                     .c = o + i * width,
-                                                     .c_row = width,
-                                                     .m = m,
-                                                     .n = width,
-                                                     .k = keys.hi - keys.lo,
-                                                     .add = true,
-                                                     .ask = i == 0 && few() && !from.near ? width : 0,
-                                                     .scales = scales_at(from.small.v_scales, keys.lo)});
+            row_product<Arch>(row_product_args<T, S>{
+                .a = p + keys.lo,
+                .a_row = key_tile,
+                .b = v + keys.lo * from.v_row,
+                .b_row = from.v_row,
+                .c = o + i * width,
+                .c_row = width,
+                .m = m,
+                .n = width,
+                .k = keys.hi - keys.lo,
+                .add = true,
+                .ask = i == 0 && few() && !from.near ? width : 0,
+                .scales = std::is_same_v<S, std::int8_t> ? from.small.v_scales + keys.lo : nullptr});
         };
-        if constexpr (std::is_same_v<T, float>) {
-            if (from.small.storage == key_storage::bf16)
-                return multiply(static_cast<const bf16*>(from.small.v));
-            if (from.small.storage == key_storage::int8)
-                return multiply(static_cast<const std::int8_t*>(from.small.v));
-        }
-        multiply(from.v);
+        as_kept(from.small.storage, from.small.v, from.v, multiply);
     }
 };
 

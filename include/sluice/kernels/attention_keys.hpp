@@ -26,6 +26,16 @@ struct attention_keys {
     small_keys small{}; // where the tile is not plain, this in place of k and v
 };
 
+// Calls f with keys or values as they are kept: `small`, or else `plain`.
+template <class T, class F>
+SLUICE_INLINE void as_kept(key_storage storage, const void* small, const T* plain, const F& f) {
+    if constexpr (std::is_same_v<T, float>) {
+        if (storage == key_storage::bf16) return f(static_cast<const bf16*>(small));
+        if (storage == key_storage::int8) return f(static_cast<const std::int8_t*>(small));
+    }
+    f(plain);
+}
+
 // Widens a tile of float keys that are kept smaller: `keys` of the values, of the keys all that share
 // registers with those.
 template <class Arch, class S>

@@ -33,8 +33,8 @@ struct row_product_args {
     idx c_row;
     idx m, n, k;
     bool add;
-    idx ask = 0;               // elements of B's coming rows to ask for: n where B comes from memory
-    const T* scales = nullptr; // of a B of int8
+    idx ask = 0;                   // elements of B's coming rows to ask for: n where B comes from memory
+    const float* scales = nullptr; // of a B of int8
 };
 
 template <class Arch, int Rows, int Registers, class T, class S, scales_of Scales>
