@@ -255,13 +255,12 @@ border-bottom:1px solid #ddd;white-space:nowrap}td:first-child,th:first-child{te
 font:12px system-ui,sans-serif}.grid{stroke:#ddd}pre{white-space:pre-wrap;background:#f6f6f6;padding:.7em}
 .note{color:#555}</style></head><body><h1>What each technique did</h1><p class="note">)";
     const auto all = by_model(runs);
+    const idx seeds = all.empty() ? 1 : all.front().seeds;
     page +=
-        escaped(settings) +
-        "</p><p>Lower bits per byte are better. Two runs that differ by their seed alone "
-        "lie about " +
-        detail::fixed(seed_noise(all), 3) +
-        " bits per byte apart, so smaller differences say nothing. Dashed: controls. Points on the way of a "
-        "curve are not results, as the learning rate is still high there.</p><div class=\"charts\">";
+        escaped(settings) + "</p><p>Lower bits per byte are better. Differences of " +
+        detail::fixed(noise_of(runs).least_difference(seeds, seeds), 3) +
+        " bits per byte or less say nothing: seeds alone may make them. Dashed: controls. Points on the "
+        "way of a curve are not results, as the learning rate is still high there.</p><div class=\"charts\">";
     page += detail::loss_against_computation(runs, detail::shown::all);
     page +=
         detail::chart("Loss against time", "seconds of training, one thread", "held-out bits per byte", true)

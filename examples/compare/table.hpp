@@ -2,11 +2,12 @@
 #pragma once
 
 #include "race.hpp"
+#include "support/seed_noise.hpp"
 
 namespace sluice::examples {
 
-// How far two runs that differ by their seed alone lie apart at this scale, in bits per byte; 64x4 on the
-// headers of Eigen, three seeds. Measured again where a comparison has several seeds.
+// Spread of a model over seeds at this scale, in bits per byte; 64x4 on the headers of Eigen, three seeds.
+// Measured again where a comparison has several seeds.
 inline constexpr double usual_noise = 0.03;
 
 // Mean and spread of a model over its seeds.
@@ -15,6 +16,7 @@ struct seed_summary {
     double mean = 0, deviation = 0;
     double looking_ahead = 0; // how far from the mean by the rule of training; NaN: there is no other rule
     idx seeds = 0;
+    bool finished = true; // all of them
 };
 
 inline std::vector<seed_summary> by_model(const std::vector<outcome_of_run>& runs) {
@@ -22,10 +24,11 @@ inline std::vector<seed_summary> by_model(const std::vector<outcome_of_run>& run
     for (const auto& r : runs) {
         auto at = std::find_if(all.begin(), all.end(),
                                [&](const seed_summary& s) { return s.first->who.name == r.who.name; });
-        if (at == all.end()) at = all.insert(all.end(), {&r, 0, 0, 0, 0});
+        if (at == all.end()) at = all.insert(all.end(), {.first = &r});
         at->mean += r.bits;
         at->looking_ahead += r.bits_looking_ahead - r.bits;
         at->seeds += 1;
+        at->finished = at->finished && r.finished();
     }
     for (seed_summary& s : all) {
         s.mean /= static_cast<double>(s.seeds);
@@ -37,15 +40,11 @@ inline std::vector<seed_summary> by_model(const std::vector<outcome_of_run>& run
     return all;
 }
 
-// Pooled over the models that have several seeds; else the usual one.
-inline double seed_noise(const std::vector<seed_summary>& all) {
-    double squares = 0, degrees = 0;
-    for (const auto& s : all)
-        if (s.seeds > 1) {
-            squares += s.deviation * s.deviation * static_cast<double>(s.seeds - 1);
-            degrees += static_cast<double>(s.seeds - 1);
-        }
-    return degrees > 0 ? std::sqrt(squares / degrees) : usual_noise;
+inline seed_noise noise_of(const std::vector<outcome_of_run>& runs) {
+    std::vector<seeded_result> results;
+    for (const auto& r : runs)
+        if (r.finished()) results.push_back({r.who.name, r.who.seed, r.bits});
+    return noise_of(results, usual_noise);
 }
 
 inline std::string short_number(double x) {
@@ -114,7 +113,7 @@ inline void print_table(const std::vector<outcome_of_run>& runs) {
 // what the noise of seeds could do is no difference.
 inline std::vector<std::string> findings(const std::vector<outcome_of_run>& runs) {
     const auto all = by_model(runs);
-    const double noise = seed_noise(all);
+    const seed_noise noise = noise_of(runs);
     std::vector<std::string> result;
     auto find = [&](const std::string& name) -> const seed_summary* {
         for (const auto& s : all)
@@ -122,9 +121,8 @@ inline std::vector<std::string> findings(const std::vector<outcome_of_run>& runs
         return nullptr;
     };
     auto compare = [&](const seed_summary& a, const seed_summary& b) {
-        if (!a.first->finished() || !b.first->finished()) return; // says nothing yet
-        const double n = static_cast<double>(a.seeds), m = static_cast<double>(b.seeds);
-        const double unsure = 2 * noise * std::sqrt(1 / n + 1 / m), gap = a.mean - b.mean;
+        if (!a.finished || !b.finished) return; // says nothing yet
+        const double unsure = noise.least_difference(a.seeds, b.seeds), gap = a.mean - b.mean;
         char text[256];
         std::snprintf(text, sizeof text, "%s against %s: %+.3f bits per byte, %s (noise of seeds +-%.3f)",
                       a.first->who.name.c_str(), b.first->who.name.c_str(), gap,
