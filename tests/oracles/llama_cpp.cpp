@@ -1,7 +1,6 @@
 // What llama_cpp.py compares, of a GGUF file whose matrices are Q4_1, multiplied as whole numbers:
-//   llama_cpp speed <model> <threads>               tokens/s of a prompt of 512 tokens, and of 64 decoded
-//   ones llama_cpp perplexity <model> <file> <window>    of the second half of each window, as
-//   llama-perplexity
+//   llama_cpp speed <model> <threads>              tokens/s of a prompt of 512 tokens, and of 64 decoded ones
+//   llama_cpp perplexity <model> <file> <window>   of the second half of each window, as llama-perplexity
 #include "../../examples/support/llama_model.hpp"
 #include "../../examples/support/tokens.hpp"
 
