@@ -3,11 +3,10 @@
 //
 //     const declare rows([] {
 //         row("matmul/unpacked/f32/512x2048x2048", [](contest& c) {
-//             auto& d = c.hold<data>(...);                      // lives as long as the row
-//             c.flops(2.0 * 512 * 2048 * 2048);                 // gives peak and peak_share
-//             c.ours([&d, ex = c.executor()] { ... }, d.y);     // what is timed, and where it leaves its
-//             result c.against("openblas", openblas(...), d.y_peer);   // gives vs_openblas; an empty call:
-//             left out
+//             auto& d = c.hold<data>(...);                    // lives as long as the row
+//             c.flops(2.0 * 512 * 2048 * 2048);               // gives peak and peak_share
+//             c.ours([&d, ex = c.executor()] { ... }, d.y);   // what is timed, and its result
+//             c.against("openblas", openblas(...), d.y_peer); // vs_openblas; an empty call is left out
 //         });
 //     });
 //

@@ -1,6 +1,7 @@
 // Layers made of layers, over any functions f(x, y) that write y:
-//   residual: y = x + f(x)                                     He et al., "Deep residual learning", 2016, eq.
-//   1 chain:    y = f_n(... f_2(f_1(x))) stack:    the same with n functions of one kind, f(i, x, y)
+//   residual: y = x + f(x)                      He et al., "Deep residual learning", 2016, eq. 1
+//   chain:    y = f_n(... f_2(f_1(x)))
+//   stack:    the same with n functions of one kind, f(i, x, y)
 #pragma once
 
 #include "../core/tensor.hpp"
