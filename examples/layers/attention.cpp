@@ -52,8 +52,8 @@ int main() {
 
     std::printf("x %td x %td: %td rows of prompt, %td decoded, %s forward\n", n, d, prompt, n - prompt,
                 same ? "the same bits as" : "different from");
-    std::printf("the ring holds %td keys: %zu bytes of state, %zu of workspace\n", state.keys.ring, bytes.state,
-                bytes.workspace);
+    std::printf("the ring holds %td keys: %zu bytes of state, %zu of workspace\n", state.keys.ring,
+                bytes.state, bytes.workspace);
     std::printf("checksum %.6f, largest difference to the reference %.1e\n", static_cast<double>(y.sum()),
                 static_cast<double>(difference));
     return same && difference < 1e-5F ? 0 : 1;
