@@ -137,6 +137,12 @@ private:
             return left < other.right && other.left < right && top < other.bottom && other.top < bottom;
         }
     };
+    // Of a name in a font of 10, at least: fonts differ.
+    static double width_of(std::string_view name) {
+        double wide = 0;
+        for (const char c : name) wide += c == 'm' || c == 'w' || c == '+' ? 8.5 : 5.9;
+        return wide;
+    }
     // Names beside single points, whose colours are hard to tell, where they cover neither a point nor
     // another name; a line leads to those that had to go farther.
     void names(std::string& s, const std::vector<series>& all) const {
@@ -147,7 +153,7 @@ private:
         }
         for (const auto& one : all) {
             const double x = px(one.points.back().first), y = py(one.points.back().second),
-                         wide = 5.9 * static_cast<double>(one.name.size());
+                         wide = width_of(one.name);
             const auto free = [&](const box& b) {
                 return b.left >= left && b.right <= right + 5 && b.top >= top && b.bottom <= bottom &&
                        std::none_of(taken.begin(), taken.end(), [&](const box& o) { return b.meets(o); });

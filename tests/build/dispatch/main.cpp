@@ -86,12 +86,12 @@ void run_model() {
 
 void run_operations() {
     const tensor<float> x = random(37, 203, 2), dy = random(37, 203, 3), w = random(95, 203, 4);
-    tensor<float> y(37, 203), sums(1, 203), product(37, 95);
+    tensor<float> y(37, 203), dx(37, 203), sums(1, 203), product(37, 95);
     arena workspace(1 << 22);
     softmax<arch, float>(x.view(), y.view(), {});
     keep(y.view());
-    softmax_backward<arch, float>(y.view(), dy.view(), y.view(), {});
-    keep(y.view());
+    softmax_backward<arch, float>(y.view(), dy.view(), dx.view(), {});
+    keep(dx.view());
     for (activation kind : {activation::silu, activation::gelu, activation::relu}) {
         activate<arch, float>(kind, x.view(), dy.view(), y.view(), {});
         keep(y.view());
