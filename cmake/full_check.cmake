@@ -148,7 +148,7 @@ endfunction()
 
 # The slow tests of an ordinary build.
 function(stage_slow directory)
-    configure("${directory}")
+    configure("${directory}" -DSLUICE_BUILD_BENCH=ON)
     build("${directory}")
     execute_process(COMMAND ctest --test-dir "${directory}" --output-on-failure --no-tests=error -L full
         COMMAND_ERROR_IS_FATAL ANY)
