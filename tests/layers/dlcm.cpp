@@ -122,20 +122,6 @@ struct dlcm_traits {
     }
 };
 
-// The generator of the golden values: splitmix64, uniform in [-1, 1).
-struct golden_numbers {
-    std::uint64_t state = 42;
-    double next() {
-        std::uint64_t z = state += 0x9E3779B97F4A7C15ULL;
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
-        z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
-        return static_cast<double>((z ^ z >> 31) >> 11) * 0x1p-53 * 2 - 1;
-    }
-    void fill(const tensor_view<double>& t, double scale) {
-        for (idx i = 0; i < t.size(); ++i) t(i / t.cols(), i % t.cols()) = next() * scale;
-    }
-};
-
 using golden_model = sluice::language_model<dlcm<double>>;
 golden_model::config_type golden_config() {
     const auto small = block_of(4, 2, 2, 8);
@@ -147,20 +133,6 @@ golden_model::config_type golden_config() {
                      .cross = {.d_model = 4, .d_concept = 8, .n_heads = 2, .n_kv_heads = 2, .head_dim = 2},
                      .decoder = small},
             .norm = {.d_model = 4}};
-}
-void fill_golden(const golden_model::params_type& p) {
-    golden_numbers numbers;
-    numbers.fill(p.embedding.table, 1);
-    each_param(
-        [&](const sluice::param_name&, sluice::role r, const auto& t) {
-            if (r == sluice::role::vector)
-                fill(t, 1.0);
-            else
-                numbers.fill(t, 1 / std::sqrt(static_cast<double>(t.cols())));
-        },
-        p.body);
-    numbers.fill(p.embedding.head, 0.5);
-    fill(p.norm.scale, 1.0);
 }
 const std::vector<sluice::token_id> golden_tokens{0, 1, 2, 3, 4, 0, 1, 2, 3, 1};
 

@@ -1,3 +1,4 @@
+#include "support/golden.hpp"
 #include "support/layer_suite.hpp"
 #include "support/reference_of.hpp"
 
@@ -36,11 +37,12 @@ config make_config(idx n_layers, const sluice::transformer_block_config& block, 
 }
 
 // Two layers, grouped heads: the one the golden values are of.
-const config golden = make_config(2,
-                                  {.attention = {.d_model = 4, .n_heads = 2, .n_kv_heads = 1, .head_dim = 2},
-                                   .feed_forward = {.d_model = 4, .d_ff = 6},
-                                   .norm = {.d_model = 4}},
-                                  5, head_kind::untied);
+const config small_config =
+    make_config(2,
+                {.attention = {.d_model = 4, .n_heads = 2, .n_kv_heads = 1, .head_dim = 2},
+                 .feed_forward = {.d_model = 4, .d_ff = 6},
+                 .norm = {.d_model = 4}},
+                5, head_kind::untied);
 const config windowed =
     make_config(3,
                 {.attention = {.d_model = 5, .n_heads = 2, .n_kv_heads = 2, .head_dim = 4, .window = 6},
@@ -100,7 +102,7 @@ struct model_traits {
     static constexpr idx chain = 4096;
 
     static std::vector<variant<config>> variants() {
-        return {{"two layers", golden}, {"window, tied head", windowed}};
+        return {{"two layers", small_config}, {"window, tied head", windowed}};
     }
     static void reference(const config& c, const params<double>& p, const batch& b, in<double>,
                           tensor_view<double> y) {
@@ -132,39 +134,19 @@ std::vector<token_id> next_tokens(const sample<double>& rows) {
 SLUICE_TEST_LAYER_FORWARD("", model_traits, float_native, double_native)
 
 TEST_CASE("golden values") {
-    std::uint64_t state = 42; // splitmix64
-    auto uniform = [&state] {
-        state += 0x9E3779B97F4A7C15;
-        std::uint64_t z = state;
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-        z ^= z >> 31;
-        return static_cast<double>(z >> 11) * 0x1p-53 * 2 - 1;
-    };
-    auto fill_next = [&](const tensor_view<double>& t, double scale) {
-        for (idx i = 0; i < t.rows(); ++i)
-            for (idx j = 0; j < t.cols(); ++j) t(i, j) = uniform() * scale;
-    };
-    sluice::owned_params<model_params<double>> p(golden);
-    initialise(p.view, golden, sluice::random_source(1)); // norms become 1
-    fill_next(p.view.embedding.table, 1);
-    for (const auto& layer : p.view.body.layers)
-        for (const auto& w :
-             {layer.attention.w_q, layer.attention.w_k, layer.attention.w_v, layer.attention.w_o,
-              layer.feed_forward.w_gate, layer.feed_forward.w_up, layer.feed_forward.w_down})
-            fill_next(w, 1 / std::sqrt(static_cast<double>(w.cols())));
-    fill_next(p.view.embedding.head, 0.5);
+    sluice::owned_params<model_params<double>> p(small_config);
+    fill_golden(p.view);
 
     const double seventh[] = {0.072469299033, 0.888798833459, 0.743735921988, -0.603635837087,
                               -0.666519288689};
     const double fourth[] = {-0.014038578567, 0.706727891573, 0.761447741918, -0.610992431778,
                              -0.334358280086};
     const std::vector<token_id> ids{0, 1, 2, 3, 4, 0, 1, 2};
-    const model<double, double> m(golden, p.view);
+    const model<double, double> m(small_config, p.view);
     arena workspace(m.bytes({.max_tokens = 8, .max_rows = 8}).workspace);
     padded<double> logits(8, 5), plain(8, 5);
     m.forward(batch::one(ids), logits, workspace);
-    reference_loss(golden, p.view, batch::one(ids), {}, plain.view());
+    reference_loss(small_config, p.view, batch::one(ids), {}, plain.view());
     for (idx j = 0; j < 5; ++j) {
         CHECK(std::abs(logits(7, j) - seventh[j]) <= 1e-11);
         CHECK(std::abs(logits(4, j) - fourth[j]) <= 1e-11);
@@ -262,7 +244,7 @@ TEST_CASE("loss and gradient are the same bits for any executor, without allocat
 }
 
 TEST_CASE("the last token's logits alone are those of all") {
-    const suite::subject s(golden);
+    const suite::subject s(small_config);
     const auto& m = s.layer.inner();
     const sample<double> rows({3, 1, 5}, 0, 74);
     const limits most{.max_tokens = 9, .max_rows = 9, .n_sequences = 3};
@@ -296,14 +278,14 @@ TEST_CASE("the last token's logits alone are those of all") {
 }
 
 TEST_CASE("wrong ids, offsets and targets change nothing") {
-    const suite::subject s(golden);
+    const suite::subject s(small_config);
     const auto& m = s.layer.inner();
     const limits most{.max_tokens = 4, .max_rows = 4};
     const auto need = m.bytes(most);
     arena memory(need.state), workspace(need.workspace), tape(need.tape);
     auto state = m.bind_state(memory, most);
     padded<double> logits(3, 5);
-    spread_params<model_params<double>, double> grad(golden);
+    spread_params<model_params<double>, double> grad(small_config);
     auto refused = [&](const batch& b, const std::vector<token_id>& targets = {0, 1, 2}) {
         const std::string said =
             message_of<input_error>([&] { m.loss_and_gradient(b, targets, grad.view(), tape, workspace); });
@@ -349,20 +331,20 @@ TEST_CASE("parts of another width are refused") {
         const sluice::owned_params<model_params<double>> p(c);
         return message_of<config_error>([&] { model<double, double>(c, p.view); });
     };
-    CHECK(said(golden) == "no error");
-    config c = golden;
+    CHECK(said(small_config) == "no error");
+    config c = small_config;
     c.embedding.d_model = 6;
     CHECK(said(c) == "language_model: d_model of the embedding is 6, of the body 4 to 4, of the norm 4");
-    c = golden;
+    c = small_config;
     c.norm.d_model = 3;
     CHECK(said(c) == "language_model: d_model of the embedding is 4, of the body 4 to 4, of the norm 3");
-    c = golden;
+    c = small_config;
     c.body.n_layers = 0;
     CHECK(said(c) == "stack: n_layers must be positive, is 0");
 }
 
 TEST_CASE("names of weights, their number, and work") {
-    sluice::owned_params<model_params<double>> p(golden);
+    sluice::owned_params<model_params<double>> p(small_config);
     std::string names;
     each_param([&](const sluice::param_name& name, sluice::role, const auto&) { names += name.str() + " "; },
                p.view);
@@ -372,7 +354,7 @@ TEST_CASE("names of weights, their number, and work") {
     CHECK_THAT(names, contains_text("layers.1.feed_forward.w_down norm.scale "));
     const idx block = 2 * 4 + 16 + 8 + 8 + 16 + 3 * 24;
     CHECK(count_params(p.view) == 2 * 20 + 2 * block + 4);
-    const model<double, double> m(golden, p.view);
+    const model<double, double> m(small_config, p.view);
     CHECK(m.flops(3) > 2.0 * 3 * static_cast<double>(2 * (block - 8) + 20));
 }
 

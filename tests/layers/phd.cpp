@@ -1,3 +1,4 @@
+#include "support/golden.hpp"
 #include "support/layer_suite.hpp"
 #include "support/reference_of.hpp"
 
@@ -123,19 +124,6 @@ const copies settings[] = {{1, 3},
 SLUICE_TEST_LAYER("", phd_traits, float_native, double_scalar)
 
 TEST_CASE("golden values") {
-    std::uint64_t state = 42; // splitmix64
-    auto uniform = [&state] {
-        state += 0x9E3779B97F4A7C15;
-        std::uint64_t z = state;
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-        z ^= z >> 31;
-        return static_cast<double>(z >> 11) * 0x1p-53 * 2 - 1;
-    };
-    auto fill_next = [&](const tensor_view<double>& t, double scale) {
-        for (idx i = 0; i < t.rows(); ++i)
-            for (idx j = 0; j < t.cols(); ++j) t(i, j) = uniform() * scale;
-    };
     struct golden {
         copies c;
         double seventh[5], fourth[5];
@@ -158,20 +146,12 @@ TEST_CASE("golden values") {
         .feed_forward = {.d_model = 4, .d_ff = 6},
         .norm = {.d_model = 4}};
     for (const golden& want : table) {
-        state = 42;
         using model = sluice::language_model<sluice::phd<double>>;
         const model::config_type c{.embedding = {.vocabulary = 5, .d_model = 4},
                                    .body = phd_config(2, block, want.c),
                                    .norm = {.d_model = 4}};
         sluice::owned_params<model::params_type> p(c);
-        initialise(p.view, c, sluice::random_source(1)); // norms become 1
-        fill_next(p.view.embedding.table, 1);
-        for (const auto& layer : p.view.body.body.layers)
-            for (const auto& w :
-                 {layer.attention.w_q, layer.attention.w_k, layer.attention.w_v, layer.attention.w_o,
-                  layer.feed_forward.w_gate, layer.feed_forward.w_up, layer.feed_forward.w_down})
-                fill_next(w, 1 / std::sqrt(static_cast<double>(w.cols())));
-        fill_next(p.view.embedding.head, 0.5);
+        fill_golden(p.view);
         const model m(c, p.view);
         const std::vector<token_id> ids{0, 1, 2, 3, 4, 0, 1, 2};
         arena workspace(m.bytes({.max_tokens = 8, .max_rows = 8}).workspace);
