@@ -45,6 +45,13 @@ function(build_and_test directory)
     test("${directory}")
 endfunction()
 
+# Of the folders whose code differs between instruction sets.
+function(build_and_test_arithmetic directory)
+    configure("${directory}" -DSLUICE_BUILD_EXAMPLES=OFF ${ARGN})
+    build("${directory}" tests_of_simd tests_of_kernels tests_of_ops tests_of_layers)
+    test("${directory}" -R "^(simd|kernels|ops|layers)/")
+endfunction()
+
 # Warnings are errors in every stage.
 function(stage_clang directory)
     need_program(clang++)
@@ -53,10 +60,10 @@ endfunction()
 # What nobody initialised is not zero by luck here: registers and accumulators have no initial value of their own.
 set(no_luck -DCMAKE_CXX_FLAGS=-ftrivial-auto-var-init=pattern)
 function(stage_sse2 directory)
-    build_and_test("${directory}" -DSLUICE_ARCH=x86-64 -DSLUICE_BUILD_EXAMPLES=OFF ${no_luck})
+    build_and_test_arithmetic("${directory}" -DSLUICE_ARCH=x86-64 ${no_luck})
 endfunction()
 function(stage_avx2 directory)
-    build_and_test("${directory}" -DSLUICE_ARCH=x86-64-v3 -DSLUICE_BUILD_EXAMPLES=OFF ${no_luck})
+    build_and_test_arithmetic("${directory}" -DSLUICE_ARCH=x86-64-v3 ${no_luck})
 endfunction()
 # The reports stop the program, so a finding is a failed test.
 function(stage_asan directory)
@@ -81,10 +88,7 @@ endfunction()
 function(cross_build_and_test directory)
     need_program(aarch64-linux-gnu-g++)
     need_program(qemu-aarch64)
-    configure("${directory}" "-DCMAKE_TOOLCHAIN_FILE=${SLUICE_ROOT}/cmake/cross.cmake" -DSLUICE_BUILD_EXAMPLES=OFF
-        ${ARGN})
-    build("${directory}" tests_of_simd tests_of_kernels tests_of_ops tests_of_layers)
-    test("${directory}" -R "^(simd|kernels|ops|layers)/")
+    build_and_test_arithmetic("${directory}" "-DCMAKE_TOOLCHAIN_FILE=${SLUICE_ROOT}/cmake/cross.cmake" ${ARGN})
 endfunction()
 function(stage_neon64 directory)
     cross_build_and_test("${directory}")
