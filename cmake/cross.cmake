@@ -12,13 +12,15 @@ find_program(cross_emulator NAMES qemu-aarch64 qemu-aarch64-static)
 if(cross_emulator)
     set(CMAKE_CROSSCOMPILING_EMULATOR "${cross_emulator}" -L "${cross_root}")
 endif()
+# Without g++'s notes on how releases before its tenth passed arguments.
+set(CMAKE_CXX_FLAGS_INIT "-Wno-psabi")
 # The processors that this stands for differ too much for -march=native of the machine that compiles.
 set(SLUICE_ARCH "armv8-a" CACHE STRING "")
 if(SLUICE_SVE_BITS)
     math(EXPR cross_bytes "${SLUICE_SVE_BITS} / 8")
     list(APPEND CMAKE_CROSSCOMPILING_EMULATOR -cpu "max,sve${SLUICE_SVE_BITS}=on,sve-default-vector-length=${cross_bytes}")
     set(SLUICE_ARCH "armv8.2-a+sve" CACHE STRING "" FORCE)
-    set(CMAKE_CXX_FLAGS_INIT "-msve-vector-bits=${SLUICE_SVE_BITS}")
+    string(APPEND CMAKE_CXX_FLAGS_INIT " -msve-vector-bits=${SLUICE_SVE_BITS}")
 endif()
 
 # What the machine that compiles has in /usr/include is for its own processor; headers that are for any are linked
