@@ -262,11 +262,12 @@ font:12px system-ui,sans-serif}.grid{stroke:#ddd}pre{white-space:pre-wrap;backgr
 .note{color:#555}</style></head><body><h1>What each technique did</h1><p class="note">)";
     const auto all = by_model(runs);
     const idx seeds = all.empty() ? 1 : all.front().seeds;
-    page +=
-        escaped(settings) + "</p><p>Lower bits per byte are better. Differences of " +
-        detail::fixed(noise_of(runs).least_difference(seeds, seeds), 3) +
-        " bits per byte or less say nothing: seeds alone may make them. Dashed: controls. Points on the "
-        "way of a curve are not results, as the learning rate is still high there.</p><div class=\"charts\">";
+    page += escaped(settings) + "</p><p>Lower bits per byte are better. Differences of " +
+            detail::fixed(noise_of(runs).least_difference(seeds, seeds), 3) +
+            " bits per byte or less say nothing: seeds alone may make them. Dashed: controls. Points on the "
+            "way of a curve are not results, as the learning rate is still high there; all of a curve is of "
+            "fewer "
+            "held-out windows than the figures.</p><div class=\"charts\">";
     page += detail::loss_against_computation(runs, detail::shown::all);
     page +=
         detail::chart("Loss against time", "seconds of training, one thread", "held-out bits per byte", true)
