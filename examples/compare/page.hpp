@@ -265,9 +265,8 @@ font:12px system-ui,sans-serif}.grid{stroke:#ddd}pre{white-space:pre-wrap;backgr
     page += escaped(settings) + "</p><p>Lower bits per byte are better. Differences of " +
             detail::fixed(noise_of(runs).least_difference(seeds, seeds), 3) +
             " bits per byte or less say nothing: seeds alone may make them. Dashed: controls. Points on the "
-            "way of a curve are not results, as the learning rate is still high there; all of a curve is of "
-            "fewer "
-            "held-out windows than the figures.</p><div class=\"charts\">";
+            "way of a curve are not results, as the learning rate is still high there, and all of it is of "
+            "fewer held-out windows than the figures.</p><div class=\"charts\">";
     page += detail::loss_against_computation(runs, detail::shown::all);
     page +=
         detail::chart("Loss against time", "seconds of training, one thread", "held-out bits per byte", true)
