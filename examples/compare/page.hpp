@@ -137,7 +137,7 @@ private:
             return left < other.right && other.left < right && top < other.bottom && other.top < bottom;
         }
     };
-    // Of a name in a font of 10, at least: fonts differ.
+    // Of a name in a font of 10, rather too wide than too narrow: fonts differ.
     static double width_of(std::string_view name) {
         double wide = 0;
         for (const char c : name) wide += c == 'm' || c == 'w' || c == '+' ? 8.5 : 5.9;
