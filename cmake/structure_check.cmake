@@ -364,6 +364,11 @@ foreach(file IN LISTS code)
     if(file MATCHES "^examples/([^/]+/)?[^/]+[.]cpp$")
         check_example_size(${file})
     endif()
+    # Catch2 3 has it in a namespace.
+    file(STRINGS "${ROOT}/${file}" approximations REGEX "(^|[^A-Za-z_:])Approx[(]")
+    if(approximations)
+        violation(${file} 1 "Approx is approx of tests/support/catch.hpp, for all versions of Catch2.")
+    endif()
 endforeach()
 
 list(REMOVE_DUPLICATES code_folders)

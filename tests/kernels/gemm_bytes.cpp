@@ -158,6 +158,6 @@ TEST_CASE("gemm_bytes: sums at the end of their range") {
                                                    .n = 1,
                                                    .n_blocks = 8};
         simd::invoke(simd::native{}, kernels::gemm_bytes{}, g);
-        CHECK(c(0, 0) == Approx(sign * 6 * 256));
+        CHECK(c(0, 0) == approx(sign * 6 * 256));
     }
 }

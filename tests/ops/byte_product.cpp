@@ -106,18 +106,18 @@ TEMPLATE_TEST_CASE("byte_product: bias, residual, activation and gates", "", int
     const padded<float> bias = uniform_matrix<float>(1, n, 4), residual = uniform_matrix<float>(m, n, 5);
     multiply<TestType>(x, p.view, y.view(), {.bias = bias});
     for (idx i = 0; i < m; ++i)
-        for (idx j = 0; j < n; ++j) REQUIRE(y(i, j) == Approx(plain(i, j) + bias.view()(0, j)).margin(1e-5));
+        for (idx j = 0; j < n; ++j) REQUIRE(y(i, j) == approx(plain(i, j) + bias.view()(0, j)).margin(1e-5));
     copy(residual.view(), y.view());
     multiply<TestType>(x, p.view, y.view(), {.residual = y.view(), .act = activation::relu});
     for (idx i = 0; i < m; ++i)
         for (idx j = 0; j < n; ++j)
-            REQUIRE(y(i, j) == Approx(std::max(0.0F, plain(i, j) + residual.view()(i, j))).margin(1e-5));
+            REQUIRE(y(i, j) == approx(std::max(0.0F, plain(i, j) + residual.view()(i, j))).margin(1e-5));
     arena workspace(1 << 20);
     const gated_weights<packed<TestType>> both{.gate = p.view, .up = q.view};
     matmul_gated<simd::native, float>(x, both, gate.view(), y.view(), y.view(), workspace, {});
     for (idx i = 0; i < m; ++i)
         for (idx j = 0; j < n; ++j)
-            REQUIRE(y(i, j) == Approx(plain(i, j) / (1 + std::exp(-plain(i, j))) * other(i, j)).margin(1e-5));
+            REQUIRE(y(i, j) == approx(plain(i, j) / (1 + std::exp(-plain(i, j))) * other(i, j)).margin(1e-5));
 }
 
 TEMPLATE_TEST_CASE("byte_product: what is not finite spoils its own row only", "", int8_row, int4_block) {
