@@ -96,9 +96,10 @@ struct bare_cswa {
                        auto& t) { fill_uniform(t, ++key, -spread, spread); },
                    weights.view);
     }
-    padded<double> forward(idx n_tokens, in<double> x) const {
+    padded<double> forward(idx n_tokens, in<double> x, bool alike = false) const {
         batch b = batch::one(n_tokens);
         b.copies = config.repeat;
+        b.alike = alike;
         arena workspace(layer.bytes({.max_rows = n_tokens}).workspace);
         padded<double> y(x.rows(), x.cols());
         layer.forward(b, x, y, nullptr, workspace);
@@ -189,6 +190,25 @@ TEST_CASE("in the first layer copies weigh keys by their number") {
                 for (idx j = 0; j < 6; ++j) CHECK(std::abs(y(i * repeat + copy - 1, j) - out(0, j)) < 1e-13);
             }
     }
+}
+
+TEST_CASE("what copies that are alike share has the bits of what is computed for each") {
+    const idx n = 150; // several tiles of keys, several blocks of rows
+    const auto x = uniform_matrix<double>(n, 6, 9);
+    for (const auto positions : {copy_positions::shared, copy_positions::interleaved})
+        for (const idx repeat : {1, 2, 16})
+            for (const idx heads : {1, 3}) {
+                INFO("K " << repeat << ", heads " << heads);
+                const bare_cswa s({.attention = small(heads, 1, 6),
+                                   .repeat = repeat,
+                                   .window = 3,
+                                   .chunk = 8,
+                                   .positions = positions});
+                padded<double> copies(n * repeat, 6);
+                sluice::reference::repeat<double>(repeat, x.view(), copies.view());
+                const auto each = s.forward(n, copies.view()), shared = s.forward(n, copies.view(), true);
+                CHECK(different_bits(shared.view(), each.view()) == "");
+            }
 }
 
 TEST_CASE("without windows a copy does not depend on how many follow") {

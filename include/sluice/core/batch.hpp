@@ -20,6 +20,8 @@ struct batch {
     std::span<const idx> slots{};     // n_sequences: which sequence of the state; empty: 0, 1, 2, ...
     idx first_position = 0;
     idx copies = 1; // rows of a token (token repetition)
+    // The copies of a token hold the same numbers, so what does not tell them apart need be computed once.
+    bool alike = false;
     // n_sequences + 1 rows, where hidden copies were left out: the last tokens of a sequence have `copies`
     // rows, as many as there are rows for, and those before them only their original; empty: all have copies
     std::span<const idx> row_offsets{};

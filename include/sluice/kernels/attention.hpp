@@ -58,12 +58,32 @@ template <class T, class Policy, class... Sources>
 using attention_calls =
     simd::calls<simd::call<attention_block, const attention_block_args<T, Policy, Sources>&>...>;
 
+// The tokens of a block in their order: all, or without those that repeat the one before.
+template <class Policy>
+struct block_tokens {
+    const Policy* policy;
+    idx sequence, first_row, n;
+    bool folded = false;
+
+    SLUICE_INLINE bool repeats(idx token) const {
+        if constexpr (has_repeated_rows<Policy>)
+            return token > 0 && policy->repeats(sequence, first_row + token);
+        else
+            return false;
+    }
+    SLUICE_INLINE idx after(idx token) const {
+        do ++token;
+        while (folded && token < n && repeats(token));
+        return token;
+    }
+};
+
 // The rows of a block while it walks over the tiles.
 template <class Arch, class T>
 struct attention_rows {
     using P = simd::pack<T, Arch>;
     static constexpr idx step = product_rows<T, Arch>;
-    idx n, head_dim, width; // width: of the rows here
+    idx n, head_dim, width; // n: those at work; width: of the rows here
     T *q, *o;               // n x width: scaled queries; running sum of p v
     T* largest;             // running maximum
     T* totals;              // n registers: running sum of weights, lane by lane
@@ -83,6 +103,26 @@ struct attention_rows {
         std::fill_n(o, n * width, T(0));
         std::fill_n(largest, n, -std::numeric_limits<T>::infinity());
         std::fill_n(totals, n * P::size, T(0));
+    }
+
+    // From rows of folded tokens to rows of all: those that repeat others become equal to them.
+    template <class Policy>
+    void unfold(const block_tokens<Policy>& tokens, idx group) {
+        idx from = n, to = tokens.n * group;
+        auto copy_row = [&](T* first, idx elements) {
+            std::copy_n(first + from * elements, elements, first + to * elements);
+        };
+        n = to;
+        for (idx token = tokens.n - 1; token >= 0 && from < to; --token) {
+            for (idx head = 0; head < group; ++head) {
+                --from, --to;
+                copy_row(q, width);
+                copy_row(o, width);
+                copy_row(totals, P::size);
+                copy_row(largest, 1);
+            }
+            if (tokens.repeats(token)) from += group;
+        }
     }
 
     // So few that memory is slower than they are.
@@ -218,9 +258,10 @@ struct coming_block {
 // block sees `keys`.
 template <class Arch, class T, class Policy>
 void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_keys<T>& tile, key_range keys,
-                         const Policy& policy, const tile_place& place, idx first_row, idx group,
+                         const block_tokens<Policy>& tokens, const tile_place& place, idx group,
                          coming_block<T>& coming) {
     constexpr idx step = attention_rows<Arch, T>::step, lanes = attention_rows<Arch, T>::P::size;
+    const Policy& policy = *tokens.policy;
     key_biases(policy, place, rows.bias);
     auto inside = [&](idx key) { return std::clamp(key - place.first, keys.lo, keys.hi); };
     key_range seen[std::size_t{step}], mine, hull;
@@ -233,7 +274,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
         key_range all;
         bool blind = false;
         for (idx r = 0; r < m; ++r) {
-            row_of[r] = first_row + token;
+            row_of[r] = tokens.first_row + token;
             if (r == 0 || head == 0) {
                 const key_range range = policy.range(place.sequence, row_of[r], place.source);
                 mine = hull = {inside(range.lo), inside(range.hi)};
@@ -247,7 +288,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
             all.hi = hull.hi;
             if (++head == group) {
                 head = 0;
-                ++token;
+                token = tokens.after(token);
             }
         }
         if (all.lo >= all.hi) continue;
@@ -281,12 +322,15 @@ void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sou
     attention_rows<Arch, T> rows(g.tokens * g.group, d, g.scratch);
     // All rows see the same keys, and values need not be looked through.
     rows.tile.once = g.tokens == 1 && rows.n <= rows.step && !has_blind_rows<Policy>;
-    for (idx i = 0; i < rows.n; ++i) {
-        const T* from = g.q + i / g.group * g.q_row + i % g.group * d;
-        simd::for_each_pack<P>(d, [&](idx j, idx k) {
-            (P::load_partial(from + j, k) * P(g.scale)).store(rows.q + i * rows.width + j);
-        });
-    }
+    block_tokens<Policy> tokens{g.policy, g.sequence, g.first_row, g.tokens, has_repeated_rows<Policy>};
+    T* q = rows.q;
+    for (idx token = 0; token < g.tokens; token = tokens.after(token))
+        for (idx head = 0; head < g.group; ++head, q += rows.width) {
+            const T* from = g.q + token * g.q_row + head * d;
+            simd::for_each_pack<P>(
+                d, [&](idx j, idx k) { (P::load_partial(from + j, k) * P(g.scale)).store(q + j); });
+        }
+    rows.n = (q - rows.q) / rows.width;
     coming_block<T> coming{
         {g.y, g.y_row, g.tokens, g.group * d}, {g.next_q, g.q_row, g.next_tokens, g.group * d}, {}, {}};
     for (idx source = 0; source < Policy::n_sources; ++source) {
@@ -306,10 +350,14 @@ void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sou
                 coming.v = {from.v + row * from.v_row + at, from.v_row, n, d};
             }
             const auto here = take_tile<Arch>(rows.tile, from, head, from.row(tile), keys);
-            attention_over_tile(rows, here, keys, *g.policy, {g.sequence, source, tile, keys.hi}, g.first_row,
-                                g.group, coming);
+            attention_over_tile(rows, here, keys, tokens, {g.sequence, source, tile, keys.hi}, g.group,
+                                coming);
             coming.k.template ask<0>(key_tile);
             coming.v.template ask<0>(key_tile);
+        }
+        if (tokens.folded) {
+            rows.unfold(tokens, g.group);
+            tokens.folded = false;
         }
     }
     for (idx i = 0; i < rows.n; ++i) {

@@ -77,6 +77,11 @@ concept has_tail = requires(const Policy& p, idx i) {
 };
 
 template <class Policy>
+concept has_repeated_rows = requires(const Policy& p, idx i) {
+    p.repeats(i, i);
+};
+
+template <class Policy>
 SLUICE_INLINE bool is_blind(const Policy& p, idx sequence, idx row, idx source) {
     if constexpr (has_blind_rows<Policy>)
         return p.blind(sequence, row, source);

@@ -192,6 +192,17 @@ private:
         });
     }
 
+    static bool copies_are_equal(const batch& b, in<T> x) {
+        bool equal = true;
+        for (idx s = 0; s < b.n_sequences(); ++s)
+            for (idx row = b.begin(s); row < b.end(s); ++row)
+                for (idx j = 0; j < x.cols() && b.copy(s, row) > 0; ++j) {
+                    const T here = x(row, j), before = x(row - 1, j);
+                    equal = equal && (here == before || (here != here && before != before));
+                }
+        return equal;
+    }
+    bool alike(const batch& b) const { return b.alike && config_.positions == copy_positions::shared; }
     // Rotary positions of all rows.
     std::span<const idx> positions(const batch& b, arena& workspace, bool dry) const {
         idx* to = workspace.take<idx>(b.rows());
@@ -243,6 +254,7 @@ private:
              arena* tape, arena& workspace, executor_ref ex) const {
         check_call(b, wanted, x, y);
         const bool dry = ex.dry();
+        SLUICE_ASSERT(dry || !b.alike || copies_are_equal(b, x));
         if (state == nullptr && !b.row_offsets.empty())
             SLUICE_THROW(input_error("cswa: batch: only a call with a state may leave out hidden copies"));
         if (state != nullptr) {
@@ -288,7 +300,7 @@ private:
         }
         const auto* seen = row_keys(b, past, workspace, dry);
         if (wanted != nullptr) seen = pick(*wanted, seen, workspace, dry);
-        attend<Arch>(rows, heads_.shape(), t.q.y, sources, copy_attention{&rows, seen}, t.y,
+        attend<Arch>(rows, heads_.shape(), t.q.y, sources, copy_attention{&rows, seen, alike(b)}, t.y,
                      state == nullptr ? t.lse : tensor_view<T>(), workspace, ex);
         matmul<Arch>(t.y, params_.w_o, y, {}, workspace, ex);
     }

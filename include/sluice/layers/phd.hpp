@@ -105,10 +105,11 @@ public:
                           b.n_tokens);
             for (idx i = 0; i < n_layers(); ++i)
                 walk.step(i, [&](in<T> from, tensor_view<T> to) {
+                    const batch mine = repeated(b, i == 0);
                     if (i + 1 < n_layers())
-                        layer(i).forward(rows, from, to, tape, workspace, ex);
+                        layer(i).forward(mine, from, to, tape, workspace, ex);
                     else
-                        layer(i).forward_rows(rows, wanted, from, to, tape, workspace, ex);
+                        layer(i).forward_rows(mine, wanted, from, to, tape, workspace, ex);
                 });
             walk.finish();
         } else {
@@ -249,9 +250,11 @@ private:
                                      std::to_string(config_.repeat) + " copies are more than 2^31 rows"));
         require_shape(x, b.n_tokens, d_in(), "token_repeat", "x");
     }
-    batch repeated(const batch& b) const {
+    // Copies are alike until they have been through attention.
+    batch repeated(const batch& b, bool alike = false) const {
         batch rows = b;
         rows.copies = config_.repeat;
+        rows.alike = alike;
         return rows;
     }
     // Every row of x as often as `copies` has rows for it.
@@ -312,7 +315,7 @@ private:
     // The batch that enters layer i; `past` null: the largest there can be.
     batch entering(idx i, const batch& b, const idx* past, const limits& most, bool all,
                    idx* offsets) const requires selects {
-        batch rows = repeated(b);
+        batch rows = repeated(b, i == 0);
         if (config_.repeat == 1 || all) return rows;
         offsets[0] = 0;
         for (idx s = 0; s < b.n_sequences(); ++s) {

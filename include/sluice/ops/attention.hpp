@@ -8,6 +8,8 @@
 //   last_bias(sequence, row, source)  added to the score of the last key a row sees
 //   tail(sequence, row, source)       -> key_tail: which of the last keys of its range a row really sees
 //   blind(sequence, row, source)      whether the row sees nothing of its range, which only keeps the order
+//   repeats(sequence, row)            whether its query and its range of source 0 are those of the row before,
+//                                     so that what both take from that source need be computed once
 // Kernels call these: where one program is compiled for several instruction sets they are SLUICE_INLINE.
 // Workspace per worker does not grow with the number of keys.
 #pragma once
