@@ -68,7 +68,7 @@ inline double estimate(const call& f) {
 
 struct time_budget {
     double target = 1.5; // seconds to spend where a round is short
-    double most = 6;     // start no round that would end later
+    double most = 6;     // after the fewest rounds, start none that would end later
     std::size_t fewest = 3, rounds = 201;
 };
 
@@ -99,7 +99,7 @@ inline std::vector<series> interleave(const std::vector<contender>& contenders,
 
     std::vector<series> result(contenders.size());
     const double start = now();
-    for (std::size_t r = 0; r < rounds && (r == 0 || now() - start + round < budget.most); ++r)
+    for (std::size_t r = 0; r < rounds && (r < budget.fewest || now() - start + round < budget.most); ++r)
         for (std::size_t i = 0; i < contenders.size(); ++i) {
             let_others_sleep();
             if (plans[i].warm) contenders[i].f();
