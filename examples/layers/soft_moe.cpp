@@ -50,7 +50,7 @@ int main() {
         sluice::zero(grad.view); // gradients accumulate
         layer.backward(rows, x, dy, dx, tape, grad.view, workspace);
         sluice::each_param(
-            [](const sluice::param_name&, sluice::role, auto& w, auto& g) { w.eigen() -= 0.3F * g.eigen(); },
+            [](const sluice::param_name&, sluice::role, auto& w, auto& g) { w.eigen() -= 0.2F * g.eigen(); },
             weights.view, grad.view);
     }
 
