@@ -88,8 +88,8 @@ public:
     static SLUICE_INLINE bool any(mask m) { return xsimd::any(m); }
     // The larger; the second where either is NaN.
     friend SLUICE_INLINE pack max(pack a, pack b) {
-#if defined(__x86_64__)
-        return xsimd::max(a.v, b.v); // one instruction that does just that
+#if defined(__x86_64__) // one instruction that does just that; xsimd 14 turned its operands round
+        return XSIMD_VERSION_MAJOR < 14 ? xsimd::max(a.v, b.v) : xsimd::max(b.v, a.v);
 #else
         return select(b.v < a.v, a, b);
 #endif
