@@ -267,6 +267,23 @@ TEST_CASE("prompts without what is not wanted, at every split") {
         }
 }
 
+// Whole blocks of attention hold originals then, which see no hidden copies, and others only copies.
+TEST_CASE("a prompt of several blocks of rows") {
+    const idx n = 330;
+    for (const copies& c : {copies{16, 16, 32}, copies{3, 40}}) {
+        const suite::subject s(phd_config(3, small, c));
+        const sample<double> rows({n}, 6, 10);
+        auto want = suite::forward(s.layer, rows);
+        last_stream run(s.layer, {.max_tokens = n, .max_rows = n, .wanted = outputs::last});
+        idx at = 0;
+        for (const idx more : {280, 49, 1}) {
+            auto y = run.extend(rows, at, more);
+            at += more;
+            CHECK(different_bits(y.view(), want.view().row_block(at - 1, 1)) == "");
+        }
+    }
+}
+
 TEST_CASE("tokens are taken back over chunks, prompts and steps") {
     for (const copies& c : settings)
         for (idx prompt : {idx{8}, idx{9}, idx{12}})

@@ -265,6 +265,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
     key_biases(policy, place, rows.bias);
     auto inside = [&](idx key) { return std::clamp(key - place.first, keys.lo, keys.hi); };
     key_range seen[std::size_t{step}], mine, hull;
+    bool sees = true;
     T subtract[std::size_t{step}];
     int finite = -1; // not known yet
     const idx pace = ceil_div(step, 3 * group);
@@ -272,17 +273,16 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
         const idx m = std::min(step, rows.n - i);
         idx row_of[std::size_t{step}];
         key_range all;
-        bool blind = false;
+        idx blind = 0;
         for (idx r = 0; r < m; ++r) {
             row_of[r] = tokens.first_row + token;
             if (r == 0 || head == 0) {
                 const key_range range = policy.range(place.sequence, row_of[r], place.source);
                 mine = hull = {inside(range.lo), inside(range.hi)};
-                if (is_blind(policy, place.sequence, row_of[r], place.source)) {
-                    mine.hi = mine.lo;
-                    blind = true;
-                }
+                sees = !is_blind(policy, place.sequence, row_of[r], place.source);
+                if (!sees) mine.hi = mine.lo;
             }
+            blind += sees ? 0 : 1;
             seen[r] = mine;
             if (r == 0) all.lo = hull.lo; // neither end ever decreases
             all.hi = hull.hi;
@@ -291,7 +291,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
                 token = tokens.after(token);
             }
         }
-        if (all.lo >= all.hi) continue;
+        if (all.lo >= all.hi || blind == m) continue;
         coming.ask(pace);
         rows.scores(i, m, all, tile);
         coming.ask(pace);
@@ -303,7 +303,7 @@ void attention_over_tile(const attention_rows<Arch, T>& rows, const attention_ke
         }
         rows.weigh(i, m, first, end, subtract);
         coming.ask(pace);
-        const bool alike = !blind && seen[0].hi == all.hi && seen[m - 1].lo == all.lo;
+        const bool alike = blind == 0 && seen[0].hi == all.hi && seen[m - 1].lo == all.lo;
         if (!alike && finite < 0)
             finite =
                 all_finite<Arch>(tile.v + keys.lo * tile.v_row, tile.v_row, keys.hi - keys.lo, rows.width);
@@ -336,7 +336,11 @@ void attention_block::operator()(Arch, const attention_block_args<T, Policy, Sou
     for (idx source = 0; source < Policy::n_sources; ++source) {
         const attention_source<T> from = (*g.sources)(g.sequence, source);
         auto seen = [&](idx token) { return g.policy->range(g.sequence, g.first_row + token, source); };
-        const idx first = seen(0).lo, last = seen(g.tokens - 1).hi;
+        auto blind = [&](idx token) { return is_blind(*g.policy, g.sequence, g.first_row + token, source); };
+        idx begin = 0, end = g.tokens; // of those that see anything
+        while (begin < end && blind(begin)) ++begin;
+        while (begin < end && blind(end - 1)) --end;
+        const idx first = begin < end ? seen(begin).lo : 0, last = begin < end ? seen(end - 1).hi : 0;
         const idx head_row = from.head == 0 ? d : from.head, head = g.kv_head * head_row;
         for (idx tile = first / key_tile * key_tile; tile < last; tile += key_tile) {
             const key_range keys{std::max(first - tile, idx{0}), std::min(key_tile, last - tile)};
