@@ -1,6 +1,7 @@
 // The benchmark program. Options of its own, before those of Google Benchmark (--benchmark_filter, ...):
 //   --full            the rows that take long, too
 //   --threads=1,2     how many threads each row runs with
+//   --rounds=3        how often each row is measured at least, however long it takes
 #include "support/contest.hpp"
 #include "support/peers.hpp"
 #include "support/report.hpp"
@@ -69,17 +70,18 @@ facts describe() {
     return all;
 }
 
-bool parse_threads(std::string_view list, std::vector<idx>& threads) {
-    threads.clear();
+// Numbers from 1 to 1024, separated by commas; empty where it is anything else.
+std::vector<idx> numbers_in(std::string_view list) {
+    std::vector<idx> numbers;
     while (!list.empty()) {
         const std::string_view part = list.substr(0, list.find(','));
         idx n = 0;
         const auto [end, problem] = std::from_chars(part.data(), part.data() + part.size(), n);
-        if (problem != std::errc{} || end != part.data() + part.size() || n < 1 || n > 1024) return false;
-        threads.push_back(n);
+        if (problem != std::errc{} || end != part.data() + part.size() || n < 1 || n > 1024) return {};
+        numbers.push_back(n);
         list.remove_prefix(std::min(part.size() + 1, list.size()));
     }
-    return !threads.empty();
+    return numbers;
 }
 
 } // namespace
@@ -92,12 +94,21 @@ int main(int argc, char** argv) {
     std::vector<char*> others;
     for (int i = 0; i < argc; ++i) {
         const std::string_view argument = argv[i];
-        constexpr std::string_view threads = "--threads=";
+        constexpr std::string_view threads = "--threads=", rounds = "--rounds=";
         if (argument == "--full") {
             selected().full = true;
         } else if (argument.starts_with(threads)) {
-            if (parse_threads(argument.substr(threads.size()), selected().threads)) continue;
+            selected().threads = numbers_in(argument.substr(threads.size()));
+            if (!selected().threads.empty()) continue;
             std::cerr << argument << ": expected numbers from 1 to 1024, separated by commas\n";
+            return EXIT_FAILURE;
+        } else if (argument.starts_with(rounds)) {
+            const std::vector<idx> number = numbers_in(argument.substr(rounds.size()));
+            if (number.size() == 1) {
+                selected().rounds = static_cast<std::size_t>(number[0]);
+                continue;
+            }
+            std::cerr << argument << ": expected a number from 1 to 1024\n";
             return EXIT_FAILURE;
         } else {
             lists = lists || argument.starts_with("--benchmark_list_tests");

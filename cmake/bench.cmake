@@ -1,8 +1,9 @@
-# Times every op and layer beside its counterparts and what the machine can do, in at most half an hour:
+# Times every op and layer beside its counterparts and what the machine can do, in about half an hour:
 #   cmake -P cmake/bench.cmake
 #   cmake -P cmake/bench.cmake -- attention          (rows whose names match an expression)
 #   cmake -P cmake/bench.cmake -- --full             (also the rows that take long)
 #   cmake -P cmake/bench.cmake -- --threads=1,2,4    (instead of 1 and 2)
+#   cmake -P cmake/bench.cmake -- --rounds=15        (each row measured so often at least, on a machine with others)
 # Prints a table and writes bench.json into the build directory. Installs what is missing (Debian and Ubuntu;
 # elsewhere it says what to install). The libraries to compare with are optional: what cannot be had is
 # reported as absent. libtorch is used where it is found but not installed, as it takes gigabytes; Python's

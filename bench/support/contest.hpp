@@ -28,6 +28,17 @@
 namespace sluice::bench {
 inline namespace SLUICE_ISA {
 
+// What the command line chose.
+struct selection {
+    bool full = false;
+    std::vector<idx> threads;
+    std::size_t rounds = time_budget{}.fewest; // at least
+};
+inline selection& selected() {
+    static selection s;
+    return s;
+}
+
 class contest {
 public:
     contest(std::string name, idx threads) : name_(std::move(name)), pool_(threads) {}
@@ -86,7 +97,8 @@ public:
         const double stream_bytes = bytes_ > 0 ? add_stream(contenders) : 0;
 
         const double spent = now() - started_;
-        const std::vector<series> took = interleave(contenders, {.most = std::max(1.0, row_seconds - spent)});
+        const std::vector<series> took =
+            interleave(contenders, {.most = std::max(1.0, row_seconds - spent), .fewest = selected().rounds});
         const series& mine = took.front();
         const double median = mine.median();
         for ([[maybe_unused]] auto _ : state) state.SetIterationTime(median);
@@ -177,16 +189,6 @@ private:
     std::vector<condition> checks_;
     std::vector<std::pair<std::string, double>> notes_;
 };
-
-// What the command line chose.
-struct selection {
-    bool full = false;
-    std::vector<idx> threads;
-};
-inline selection& selected() {
-    static selection s;
-    return s;
-}
 
 using declaration = void (*)();
 inline std::vector<declaration>& declarations() {

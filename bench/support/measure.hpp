@@ -95,7 +95,7 @@ inline std::vector<series> interleave(const std::vector<contender>& contenders,
     }
     const double wanted = std::ceil(budget.target / round);
     const auto rounds =
-        std::clamp(static_cast<std::size_t>(std::min(wanted, 1e6)), budget.fewest, budget.rounds);
+        std::max(budget.fewest, std::min(static_cast<std::size_t>(std::min(wanted, 1e6)), budget.rounds));
 
     std::vector<series> result(contenders.size());
     const double start = now();
