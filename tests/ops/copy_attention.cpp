@@ -1,7 +1,9 @@
 #include "support/catch.hpp"
 #include "support/check.hpp"
 #include "support/message_of.hpp"
+#include "support/random_data.hpp"
 
+#include <sluice/ops/attention.hpp>
 #include <sluice/ops/copy_attention.hpp>
 #include <sluice/reference/cswa.hpp>
 
@@ -79,6 +81,37 @@ TEST_CASE("visible pairs are as many as published") {
     CHECK(pairs(64, {2, 16, 32}) == 4976);
     CHECK(pairs(64, {3, 16, 32}) == 9440);
     CHECK(pairs(8, {.repeat = 1, .window = 5}) == 36);
+}
+
+TEST_CASE("of copies that are alike one query is read") {
+    const copy_rules rules{.repeat = 3, .window = 2, .chunk = 4};
+    const idx n = 7, d = 4;
+    batch b = batch::one(n);
+    b.copies = rules.repeat;
+    std::vector<sluice::copy_attention::row_keys> keys;
+    auto same = sluice::test::uniform_matrix<double>(b.rows(), d, 1), first = same;
+    for (idx row = 0; row < b.rows(); ++row) {
+        const idx at = row / rules.repeat, copy = row % rules.repeat;
+        keys.push_back({{rules.original_keys(at), rules.hidden_keys(at, copy)}, copy == 0});
+        for (idx j = 0; j < d; ++j) {
+            same(row, j) = same(row - copy, j);
+            first(row, j) = copy == 0 ? same(row, j) : std::numeric_limits<double>::quiet_NaN();
+        }
+    }
+    const auto originals = sluice::test::uniform_matrix<double>(n, d, 2),
+               hidden = sluice::test::uniform_matrix<double>(b.rows() - n, d, 3);
+    const sluice::copy_sources<double> sources{{&b, originals.view(), originals.view()},
+                                               {&b, hidden.view(), hidden.view(), rules.hidden()}};
+    sluice::arena workspace(1 << 20);
+    auto attend = [&](sluice::in<double> q, bool alike) {
+        sluice::test::padded<double> y(b.rows(), d);
+        sluice::attend(b, {.n_heads = 1, .n_kv_heads = 1, .head_dim = d}, q, sources,
+                       sluice::copy_attention{&b, keys.data(), alike}, y.view(), {}, workspace, {});
+        return y;
+    };
+    const auto want = attend(same.view(), false);
+    CHECK(sluice::test::different_bits(attend(first.view(), true).view(), want.view()) == "");
+    CHECK(sluice::test::different_bits(attend(first.view(), false).view(), want.view()) != "");
 }
 
 TEST_CASE("rules out of range are named") {

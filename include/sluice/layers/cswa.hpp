@@ -203,6 +203,7 @@ private:
         return equal;
     }
     bool alike(const batch& b) const { return b.alike && config_.positions == copy_positions::shared; }
+
     // Rotary positions of all rows.
     std::span<const idx> positions(const batch& b, arena& workspace, bool dry) const {
         idx* to = workspace.take<idx>(b.rows());

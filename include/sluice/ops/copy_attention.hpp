@@ -70,7 +70,7 @@ struct copy_attention {
     };
     const batch* rows;
     const row_keys* keys; // of each row
-    bool alike = false;   // whether queries of one token are
+    bool alike = false;   // the queries of a token are all the same
 
     SLUICE_INLINE key_range range(idx sequence, idx row, idx source) const {
         return keys[rows->begin(sequence) + row].seen[source];
@@ -80,8 +80,7 @@ struct copy_attention {
     }
     SLUICE_INLINE bool repeats(idx sequence, idx row) const {
         const row_keys* const at = keys + rows->begin(sequence) + row;
-        return alike && row > 0 &&
-               at[-1].seen[0].hi == at->seen[0].hi; // tokens differ in their last original
+        return alike && row > 0 && at[-1].seen[0].hi == at->seen[0].hi; // the token's own original
     }
 };
 
