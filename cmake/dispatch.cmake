@@ -29,6 +29,16 @@ function(sluice_dispatch_flags arch flags mangled)
     set(${flags} -march=x86-64 ${these} PARENT_SCOPE)
 endfunction()
 
+# A header that comes first in every file of a target, precompiled in `owner`.
+function(sluice_comes_first target owner header)
+    # g++ 12 ends with a segmentation fault where it reads what belongs to SVE from a precompiled header.
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+        target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include \"${header}\">")
+    else()
+        target_precompile_headers(${target} REUSE_FROM ${owner})
+    endif()
+endfunction()
+
 # The kernels of a program of several files, or of several programs with the same flags, compiled once:
 #   sluice_compile_kernels(<target>...)
 # compiles the library's kernels for float in a file of their own, with the flags of the first target, and the targets'
@@ -56,7 +66,7 @@ function(sluice_compile_kernels first)
         endforeach()
     endforeach()
     foreach(target IN ITEMS ${first} ${ARGN})
-        target_precompile_headers(${target} REUSE_FROM ${first}_kernel_headers)
+        sluice_comes_first(${target} ${first}_kernel_headers "${here}/compiled_kernels.hpp")
         target_sources(${target} PRIVATE $<TARGET_OBJECTS:${first}_kernels>)
     endforeach()
 endfunction()
