@@ -132,7 +132,7 @@ function(stage_coverage directory)
     need_program(llvm-profdata)
     need_program(llvm-cov)
     configure("${directory}" -DCMAKE_CXX_COMPILER=clang++ -DSLUICE_BUILD_EXAMPLES=OFF -DCMAKE_BUILD_TYPE=Debug
-        "-DCMAKE_CXX_FLAGS=-O1 -fprofile-instr-generate -fcoverage-mapping")
+        "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -fprofile-instr-generate -fcoverage-mapping")
     build("${directory}")
     file(REMOVE_RECURSE "${directory}/profiles")
     set(ENV{LLVM_PROFILE_FILE} "${directory}/profiles/%m.profraw")
