@@ -157,13 +157,15 @@ private:
     static constexpr idx block = 4096; // floats of a task; 16 KiB also fit where the op is small
     static constexpr double block_bytes = 4.0 * block;
 
+    // Several parts side by side: hardware follows each page by itself, and one after another some processors
+    // read at two thirds of the speed.
     static void read(const float* a, idx n) {
-        constexpr int chains = 8;
-        P sum[std::size_t{chains}] = {};
-        for (idx i = 0; i < n; i += chains * P::size)
+        constexpr int parts = 8;
+        P sum[std::size_t{parts}] = {};
+        for (idx i = 0, apart = n / parts; i < apart; i += P::size)
 #pragma GCC unroll 8
-            for (int c = 0; c < chains; ++c) sum[c] = sum[c] + P::load(a + i + c * P::size);
-        for (int c = 1; c < chains; ++c) sum[0] = sum[0] + sum[c];
+            for (int c = 0; c < parts; ++c) sum[c] = sum[c] + P::load(a + c * apart + i);
+        for (int c = 1; c < parts; ++c) sum[0] = sum[0] + sum[c];
         benchmark::DoNotOptimize(sum[0].sum());
     }
     template <class F>

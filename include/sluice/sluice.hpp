@@ -58,6 +58,7 @@
 #include "kernels/ngram_hash.hpp"
 #include "kernels/norm.hpp"
 #include "kernels/quantise.hpp"
+#include "kernels/read_ahead.hpp"
 #include "kernels/rotary.hpp"
 #include "kernels/routing.hpp"
 #include "kernels/softmax.hpp"

@@ -8,6 +8,7 @@
 #include "../core/packed.hpp"
 #include "../simd/convert.hpp"
 #include "../simd/transpose.hpp"
+#include "read_ahead.hpp"
 
 namespace sluice::kernels {
 
@@ -44,6 +45,7 @@ struct gemm_block_args {
     // the next, and the panel to come is asked for by all passes over this one; after the last panel comes
     // this.
     const S* next = nullptr;
+    bool from_memory = false; // panels are read once, from end to end
 };
 
 struct gemm_block {
@@ -99,7 +101,9 @@ struct coming_panel {
     idx step;
 };
 
-template <class Arch, int Rows, bool Full, bool Spread, class T, class S>
+enum class panels_to_come { near, one_of_several_passes, far };
+
+template <class Arch, int Rows, bool Full, panels_to_come Coming, class T, class S>
 SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, idx i0,
                               gemm_columns<Arch, T> at, idx offset, const coming_panel<S>& coming) {
     using P = simd::pack<T, Arch>;
@@ -119,15 +123,22 @@ SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, id
             __builtin_prefetch(next, 1);
             __builtin_prefetch(next + gemm_tile<T, Arch>::half, 1);
         });
+    constexpr idx half = gemm_tile<T, Arch>::half;
     const S* ask = coming.first;
     // one pointer for three rows: more would not fit the registers
     const T* a[(std::size_t{Rows} + 2) / 3];
     simd::unrolled<(Rows + 2) / 3>([&](auto i) { a[i] = g.a + (i0 + 3 * i) * a_row; });
     for (idx k = 0; k < steps; ++k, panel += panel_row) {
         const auto b = load_panel<Arch, T>(panel, offset);
-        __builtin_prefetch(ask);
-        if constexpr (!Spread && sizeof(S) == sizeof(T)) __builtin_prefetch(ask + gemm_tile<T, Arch>::half);
-        ask += coming.step;
+        if constexpr (Coming == panels_to_come::far) {
+            __builtin_prefetch(read_ahead(panel), 0, 2);
+            if constexpr (sizeof(S) == sizeof(T)) __builtin_prefetch(read_ahead(panel + half), 0, 2);
+        } else {
+            __builtin_prefetch(ask);
+            if constexpr (Coming == panels_to_come::near && sizeof(S) == sizeof(T))
+                __builtin_prefetch(ask + half);
+            ask += coming.step;
+        }
         simd::unrolled<Rows>([&](auto i) {
             const P x(a[i / 3][i % 3 * a_row]);
             low[i] = fma(x, b.low, low[i]);
@@ -142,27 +153,27 @@ SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, id
 }
 
 // Picks the instantiation for the rows that are left.
-template <class Arch, int Rows, bool Full, bool Spread, class T, class S>
+template <class Arch, int Rows, bool Full, panels_to_come Coming, class T, class S>
 inline void gemm_rows(const gemm_block_args<T, S>& g, const S* panel, idx i0, idx rows,
                       gemm_columns<Arch, T> at, const coming_panel<S>& coming) {
     if (rows >= Rows) {
         for (idx offset = 0; offset < gemm_tile<T, Arch>::half; offset += gemm_tile<T, Arch>::lanes)
             if (Full || offset < at.width)
-                gemm_micro<Arch, Rows, Full, Spread>(g, panel, i0, at, offset, coming);
+                gemm_micro<Arch, Rows, Full, Coming>(g, panel, i0, at, offset, coming);
     } else if constexpr (Rows > 1) {
-        gemm_rows<Arch, Rows - 1, Full, Spread>(g, panel, i0, rows, at, coming);
+        gemm_rows<Arch, Rows - 1, Full, Coming>(g, panel, i0, rows, at, coming);
     }
 }
 
-template <class Arch, bool Spread, class T, class S>
+template <class Arch, panels_to_come Coming, class T, class S>
 inline void gemm_panel(const gemm_block_args<T, S>& g, const S* panel, idx i, idx rows, idx j,
                        const coming_panel<S>& coming) {
     using tile = gemm_tile<T, Arch>;
     const gemm_columns<Arch, T> at{j, std::min(tile::cols, g.n - j)};
     if (at.width == tile::cols)
-        gemm_rows<Arch, tile::rows, true, Spread>(g, panel, i, rows, at, coming);
+        gemm_rows<Arch, tile::rows, true, Coming>(g, panel, i, rows, at, coming);
     else
-        gemm_rows<Arch, tile::rows, false, Spread>(g, panel, i, rows, at, coming);
+        gemm_rows<Arch, tile::rows, false, Coming>(g, panel, i, rows, at, coming);
 }
 
 template <class Arch, class T, class S>
@@ -174,20 +185,25 @@ void gemm_block::operator()(Arch, const gemm_block_args<T, S>& g) const {
         for (idx j = 0; j < g.n; j += tile::cols, panel += g.panel_stride) {
             const S* const next = j + tile::cols < g.n ? panel + g.panel_stride : g.next;
             for (idx i = 0; i < g.m; i += height)
-                gemm_panel<Arch, true>(
+                gemm_panel<Arch, panels_to_come::one_of_several_passes>(
                     g, panel, i, std::min(height, g.m - i), j,
                     coming_panel<S>{next + i / height * (g.k * g.panel_row / passes), g.panel_row / passes});
         }
         return;
     }
-    // panels come from far away, one after another; those of no steps are nowhere
+    // those of no steps are nowhere
     const idx ahead = g.k == 0 ? 0 : 8192 / static_cast<idx>(sizeof(S));
     // row tile by row tile: its rows of A stay in L1 while the panels pass
     for (idx i = 0; i < g.m; i += tile::rows) {
         const idx rows = std::min<idx>(tile::rows, g.m - i);
         const S* panel = g.panels;
-        for (idx j = 0; j < g.n; j += tile::cols, panel += g.panel_stride)
-            gemm_panel<Arch, false>(g, panel, i, rows, j, coming_panel<S>{panel + ahead, g.panel_row});
+        for (idx j = 0; j < g.n; j += tile::cols, panel += g.panel_stride) {
+            const coming_panel<S> coming{panel + ahead, g.panel_row};
+            if (g.from_memory)
+                gemm_panel<Arch, panels_to_come::far>(g, panel, i, rows, j, coming);
+            else
+                gemm_panel<Arch, panels_to_come::near>(g, panel, i, rows, j, coming);
+        }
     }
 }
 

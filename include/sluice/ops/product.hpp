@@ -264,6 +264,7 @@ struct product {
             set_start(g, i, t.j, k0);
             if (sums_wait()) wait_beside(g, with.sums + (i - t.i) * sums_row, k0);
             if (t.cols > cols && !few_rows()) copy_a(g, with.a_scratch);
+            g.from_memory = b.panels && few_rows();
             if constexpr (std::is_same_v<P, S>)
                 if (panel_by_panel()) g.next = few_tiles() || k0 + n_k < k ? panels + n_k * cols : panels;
             simd::invoke(Arch{}, kernels::gemm_block{}, g);
