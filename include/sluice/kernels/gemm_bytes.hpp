@@ -53,7 +53,7 @@ SLUICE_INLINE T read_as(const std::byte* p) {
     return x;
 }
 
-template <class Arch, int Rows, bool Full, class S>
+template <class Arch, int Rows, bool Full, bool FromMemory, class S>
 SLUICE_INLINE void gemm_bytes_micro(const gemm_bytes_args<S>& g, const std::byte* panel,
                                     const std::byte* head, idx i0, gemm_columns<Arch, float> at, idx offset) {
     using P = simd::pack<float, Arch>;
@@ -91,12 +91,16 @@ SLUICE_INLINE void gemm_bytes_micro(const gemm_bytes_args<S>& g, const std::byte
                 format::zero != 0 ? simd::broadcast_bytes<Arch>(starts + i * a_row) : W(simd::integer_bits);
         });
         const std::byte* codes = panel + format::block_head + 4 * offset;
-        __builtin_prefetch(read_ahead(panel), 0, 2);
+        if constexpr (FromMemory) __builtin_prefetch(read_ahead(panel), 0, 2);
         const idx lines = format::codes / 128 * std::min(left, format::group / format::block);
         for (idx line = 0; line < lines; ++line, codes += 128) {
             const W x_low = simd::load_words<Arch>(codes), x_high = simd::load_words<Arch>(codes + half);
-            __builtin_prefetch(read_ahead(codes), 0, 2);
-            __builtin_prefetch(read_ahead(codes + half), 0, 2);
+            if constexpr (FromMemory) {
+                __builtin_prefetch(read_ahead(codes), 0, 2);
+                __builtin_prefetch(read_ahead(codes + half), 0, 2);
+            } else {
+                __builtin_prefetch(codes + 4096);
+            }
             simd::unrolled<8 / format::bits>([&](
                 auto part) __attribute__((always_inline)) { // two in a byte, or one
                 const W u_low = format::bits == 8 ? x_low : nibbles(x_low, part == 1);
@@ -142,15 +146,16 @@ SLUICE_INLINE void gemm_bytes_micro(const gemm_bytes_args<S>& g, const std::byte
 }
 
 // Picks the instantiation for the rows that are left.
-template <class Arch, int Rows, bool Full, class S>
+template <class Arch, int Rows, bool Full, bool FromMemory, class S>
 inline void gemm_bytes_rows(const gemm_bytes_args<S>& g, const std::byte* panel, const std::byte* head, idx i,
                             idx rows, gemm_columns<Arch, float> at) {
     using tile = gemm_tile<float, Arch>;
     if (rows >= Rows) {
         for (idx offset = 0; offset < tile::half; offset += tile::lanes)
-            if (Full || offset < at.width) gemm_bytes_micro<Arch, Rows, Full>(g, panel, head, i, at, offset);
+            if (Full || offset < at.width)
+                gemm_bytes_micro<Arch, Rows, Full, FromMemory>(g, panel, head, i, at, offset);
     } else if constexpr (Rows > 1) {
-        gemm_bytes_rows<Arch, Rows - 1, Full>(g, panel, head, i, rows, at);
+        gemm_bytes_rows<Arch, Rows - 1, Full, FromMemory>(g, panel, head, i, rows, at);
     }
 }
 
@@ -166,10 +171,12 @@ void gemm_bytes::operator()(Arch, const gemm_bytes_args<S>& g) const {
         const gemm_columns<Arch, float> at{j, std::min(cols, g.n - j)};
         for (idx i = 0; i < g.m; i += height) {
             const idx n = std::min(height, g.m - i);
-            if (at.width == cols)
-                gemm_bytes_rows<Arch, rows, true>(g, panel, head, i, n, at);
+            if (at.width < cols)
+                gemm_bytes_rows<Arch, rows, false, false>(g, panel, head, i, n, at);
+            else if (i > 0) // the first rows brought the panel into a cache
+                gemm_bytes_rows<Arch, rows, true, false>(g, panel, head, i, n, at);
             else
-                gemm_bytes_rows<Arch, rows, false>(g, panel, head, i, n, at);
+                gemm_bytes_rows<Arch, rows, true, true>(g, panel, head, i, n, at);
         }
     }
 }
