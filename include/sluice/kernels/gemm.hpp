@@ -134,7 +134,7 @@ SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, id
             __builtin_prefetch(read_ahead(panel), 0, 2);
             if constexpr (sizeof(S) == sizeof(T)) __builtin_prefetch(read_ahead(panel + half), 0, 2);
         } else {
-            __builtin_prefetch(ask);
+            __builtin_prefetch(Coming == panels_to_come::near ? ask : pages_in_turn(ask));
             if constexpr (Coming == panels_to_come::near && sizeof(S) == sizeof(T))
                 __builtin_prefetch(ask + half);
             ask += coming.step;
