@@ -131,6 +131,7 @@ function(stage_coverage directory)
     need_program(clang++)
     need_program(llvm-profdata)
     need_program(llvm-cov)
+    # In place of Debug's own flags: debug information would take long and says nothing here.
     configure("${directory}" -DCMAKE_CXX_COMPILER=clang++ -DSLUICE_BUILD_EXAMPLES=OFF -DCMAKE_BUILD_TYPE=Debug
         "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -fprofile-instr-generate -fcoverage-mapping")
     build("${directory}")

@@ -101,12 +101,14 @@ struct coming_panel {
     idx step;
 };
 
+// What a pass asks for: lines a little ahead; its share of the next panel; pages of memory that is read once.
 enum class panels_to_come { near, one_of_several_passes, far };
 
 template <class Arch, int Rows, bool Full, panels_to_come Coming, class T, class S>
 SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, idx i0,
                               gemm_columns<Arch, T> at, idx offset, const coming_panel<S>& coming) {
     using P = simd::pack<T, Arch>;
+    constexpr idx half = gemm_tile<T, Arch>::half;
     P low[std::size_t{Rows}] = {}, high[std::size_t{Rows}] = {};
     T* const c = g.c + i0 * g.c_row;
     const idx c_row = g.c_row, a_k = g.a_k, a_row = g.a_row, steps = g.k, panel_row = g.panel_row;
@@ -121,9 +123,8 @@ SLUICE_INLINE void gemm_micro(const gemm_block_args<T, S>& g, const S* panel, id
         simd::unrolled<Rows>([&](auto i) {
             const T* next = c + i * c_row + at.first + gemm_tile<T, Arch>::cols;
             __builtin_prefetch(next, 1);
-            __builtin_prefetch(next + gemm_tile<T, Arch>::half, 1);
+            __builtin_prefetch(next + half, 1);
         });
-    constexpr idx half = gemm_tile<T, Arch>::half;
     const S* ask = coming.first;
     // one pointer for three rows: more would not fit the registers
     const T* a[(std::size_t{Rows} + 2) / 3];
