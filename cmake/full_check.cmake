@@ -139,7 +139,8 @@ function(stage_coverage directory)
     set(ENV{LLVM_PROFILE_FILE} "${directory}/profiles/%m.profraw")
     test("${directory}")
     execute_process(COMMAND sh -c "llvm-profdata merge -sparse profiles/*.profraw -o all.profdata && \
-llvm-cov report -instr-profile=all.profdata $(ls tests/test_* | sed '1!s/^/-object /') ${SLUICE_ROOT}/include"
+llvm-cov report -instr-profile=all.profdata $(find tests -maxdepth 1 -name 'test_*' -type f -executable | \
+sort | sed '1!s/^/-object /') ${SLUICE_ROOT}/include"
         WORKING_DIRECTORY "${directory}" OUTPUT_VARIABLE report COMMAND_ERROR_IS_FATAL ANY)
     file(WRITE "${directory}/report.txt" "${report}")
     string(REGEX MATCH "TOTAL +[^\n]*" line "${report}")
