@@ -235,6 +235,8 @@ TEST_CASE("offsets and positions that do not fit the rows are refused") {
     CHECK(said({.n_tokens = 3, .positions = positions}) ==
           "attention: batch: positions has 2 entries for 3 tokens");
     CHECK(said({.n_tokens = 3, .positions = below}) == "attention: batch: a position is -1");
+    CHECK(said({.n_tokens = 3, .copies = 2}) ==
+          "attention: batch: copies is 2; cswa is the attention of repeated tokens");
 }
 
 TEST_CASE("more rows than a ring was bound for are refused") {

@@ -549,6 +549,11 @@ TEST_CASE("what does not fit is named") {
     arena workspace(std::size_t{1} << 16);
     CHECK(message_of<sluice::input_error>([&] { s.layer.forward(two, x, y.view(), nullptr, workspace); }) ==
           "dlcm: batch: copies is 2; concepts are made of tokens without copies");
+    constexpr idx many = idx{1} << 31;
+    const sluice::tensor_view<double> all_at_one_place(y.view().data(), many, 6);
+    CHECK(message_of<sluice::input_error>([&] {
+              s.layer.forward(batch::one(many), all_at_one_place, all_at_one_place, nullptr, workspace);
+          }) == "dlcm: 2147483648 tokens in a call, there may be 2^31 - 1");
     batch bad = batch::one(6);
     bad.max_concepts = -1;
     CHECK_THROWS_AS(s.layer.forward(bad, x, y.view(), nullptr, workspace), sluice::input_error);

@@ -391,6 +391,9 @@ TEST_CASE("what does not fit together is named") {
     b.copies = 3;
     CHECK(message_of<input_error>([&] { layer.extend(b, x.view(), y, state, workspace); }) ==
           "token_repeat: batch: copies is 3; it makes the copies itself");
+    CHECK(message_of<input_error>([&] {
+              layer.forward(batch::one(idx{1} << 30), x.view(), y, nullptr, workspace);
+          }) == "token_repeat: 1073741824 tokens of 3 copies are more than 2^31 rows");
     const idx offsets[] = {0, 4, 4};
     CHECK(message_of<input_error>([&] {
               layer.extend({.n_tokens = 4, .offsets = offsets}, x.view(), y.view().row_block(0, 2), state,
